@@ -1,0 +1,1 @@
+//! Masking: detectors, column plans, rewriting of values.

@@ -1,0 +1,182 @@
+//! The parts of a policy file that other modules need: workload, upstreams, credentials, reviewers.
+
+use std::{fmt, path::PathBuf, sync::Arc, time::Duration};
+
+use serde::{Deserialize, Serialize};
+
+use crate::action::ProtocolId;
+
+/// Who may decide a hold: `user:alice` or `group:dba`, names of the host's user database.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, schemars::JsonSchema)]
+#[serde(try_from = "String", into = "String")]
+#[schemars(with = "String")]
+pub enum Reviewer {
+    /// A user by name.
+    User(String),
+    /// Every member of a group.
+    Group(String),
+}
+
+impl TryFrom<String> for Reviewer {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        match text.split_once(':') {
+            Some(("user", name)) if !name.is_empty() => Ok(Self::User(name.into())),
+            Some(("group", name)) if !name.is_empty() => Ok(Self::Group(name.into())),
+            _ => Err(format!("a reviewer is `user:NAME` or `group:NAME`, not `{text}`")),
+        }
+    }
+}
+
+impl From<Reviewer> for String {
+    fn from(reviewer: Reviewer) -> Self {
+        reviewer.to_string()
+    }
+}
+
+impl fmt::Display for Reviewer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::User(name) => write!(f, "user:{name}"),
+            Self::Group(name) => write!(f, "group:{name}"),
+        }
+    }
+}
+
+/// The least strictness for everything that is not a read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Autonomy {
+    /// Changes are never forwarded, only recorded.
+    Suggest,
+    /// Changes wait for a reviewer.
+    Confirm,
+    /// Changes are reported afterwards.
+    Notify,
+    /// Rules alone decide.
+    Autonomous,
+}
+
+/// A preset of rules for an upstream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Tier {
+    /// Allows.
+    Development,
+    /// Allows, notifies on change.
+    Staging,
+    /// One approval per session before the first read; changes denied.
+    ProductionRead,
+    /// Holds each change; two reviewers for delete and schema.
+    ProductionWrite,
+    /// Denies all.
+    Critical,
+}
+
+/// How the upstream's TLS is checked; the meanings are libpq's `sslmode`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum TlsMode {
+    /// No TLS.
+    Disable,
+    /// TLS, certificate not checked.
+    Require,
+    /// TLS, certificate chain checked.
+    VerifyCa,
+    /// TLS, chain and name checked.
+    VerifyFull,
+}
+
+/// TLS toward an upstream.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TlsSpec {
+    /// How it is checked.
+    pub mode: TlsMode,
+    /// PEM bundle of trusted roots; the system's where absent.
+    pub ca: Option<PathBuf>,
+    /// PEM certificate chain and key of the client, where the upstream asks for one.
+    pub client: Option<(PathBuf, PathBuf)>,
+}
+
+/// Where an upstream's credential comes from. Resolved afresh at each login.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CredentialRef {
+    /// The upstream that it belongs to.
+    pub upstream: Arc<str>,
+    /// Login name at the upstream; with `exec`, the answer may override it.
+    pub user: Option<String>,
+    /// Its source.
+    pub source: CredentialSource,
+}
+
+/// A kind of secret source.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum CredentialSource {
+    /// No secret: the upstream trusts the user name or the client certificate.
+    None,
+    /// First line of a file. A relative path is looked up in `$CREDENTIALS_DIRECTORY`.
+    File {
+        /// Where it is.
+        path: PathBuf,
+    },
+    /// Standard output of a program: text, or JSON `{"user": ..., "password": ...}`.
+    Exec {
+        /// Program and arguments, no shell.
+        argv: Vec<String>,
+        /// How long it may take.
+        timeout: Duration,
+    },
+}
+
+/// A backend that a policy names.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UpstreamSpec {
+    /// Its name.
+    pub name: Arc<str>,
+    /// The protocol it speaks.
+    pub protocol: ProtocolId,
+    /// `host:port` each; a host is a name, an IPv4 address or a bracketed IPv6 address.
+    pub addresses: Vec<String>,
+    /// Databases that may be asked for; empty means any.
+    pub databases: Vec<String>,
+    /// Preset of rules.
+    pub tier: Option<Tier>,
+    /// TLS toward it.
+    pub tls: TlsSpec,
+    /// Whether the client side may, must or must not use TLS toward the enforcer.
+    pub client_tls: ClientTls,
+    /// How to log in.
+    pub credential: CredentialRef,
+}
+
+/// TLS between client and enforcer, on the same host.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum ClientTls {
+    /// As the client asks.
+    #[default]
+    Offer,
+    /// Refused: an `SSLRequest` is answered `N`.
+    Refuse,
+    /// A login without TLS is refused.
+    Require,
+}
+
+/// The workload that a policy file is for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WorkloadSpec {
+    /// Its name.
+    pub name: Arc<str>,
+    /// Glob over cgroup paths relative to the cgroup2 root.
+    pub cgroup: String,
+    /// Tenant for records.
+    pub tenant: Option<Arc<str>>,
+    /// Least strictness for non-reads.
+    pub autonomy: Autonomy,
+    /// Longest life of a session.
+    pub ttl: Option<Duration>,
+    /// Whether `run` must state an intent.
+    pub require_intent: bool,
+}

@@ -1,0 +1,1 @@
+//! SQL: lexing, parsing and classification shared by the SQL protocols.

@@ -1,0 +1,1 @@
+//! Cutting and reading frames.
