@@ -1,0 +1,68 @@
+//! What sessions and protocols ask of the network. `net` answers, so that protocols never import it and a session runs
+//! over in-memory streams in tests.
+
+use std::{fmt, net::IpAddr};
+
+use futures_util::future::BoxFuture;
+use tokio::io::{AsyncRead, AsyncWrite};
+
+use crate::policy::TlsSpec;
+
+/// A byte stream.
+pub trait Io: AsyncRead + AsyncWrite + Send + Unpin {}
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Io for T {}
+
+/// A byte stream of any kind.
+pub type BoxIo = Box<dyn Io>;
+
+/// A stream after its TLS handshake.
+pub struct Secured {
+    /// The encrypted stream.
+    pub io: BoxIo,
+    /// `tls-server-end-point` channel binding (RFC 5929 section 4), where the certificate's signature allows it.
+    pub endpoint_hash: Option<Vec<u8>>,
+}
+
+impl fmt::Debug for Secured {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Secured").field("endpoint_hash", &self.endpoint_hash).finish_non_exhaustive()
+    }
+}
+
+/// Dialing, naming and encrypting.
+pub trait Network: Send + Sync {
+    /// Addresses of a host, or the literal itself. Answers are cached for a short while.
+    fn resolve<'a>(&'a self, host: &'a str) -> BoxFuture<'a, Result<Vec<IpAddr>, NetError>>;
+
+    /// Connects to `host:port`, with a time limit.
+    fn dial<'a>(&'a self, address: &'a str) -> BoxFuture<'a, Result<BoxIo, NetError>>;
+
+    /// TLS as a client, checked as `tls` says against `host`. Not to be called with mode `disable`.
+    fn secure<'a>(&'a self, io: BoxIo, host: &'a str, tls: &'a TlsSpec) -> BoxFuture<'a, Result<Secured, NetError>>;
+
+    /// TLS as a server, with a leaf of the runtime CA that is valid for these DNS names and addresses.
+    fn accept_tls<'a>(&'a self, io: BoxIo, names: &'a [String]) -> BoxFuture<'a, Result<BoxIo, NetError>>;
+}
+
+/// The network failed. What is displayed may be shown to an agent; the source may not.
+#[derive(Debug, thiserror::Error)]
+pub enum NetError {
+    /// A name did not resolve.
+    #[error("the upstream's name could not be resolved")]
+    Dns(#[source] Source),
+    /// No address answered.
+    #[error("the upstream could not be reached")]
+    Connect(#[source] Source),
+    /// The handshake failed or the certificate was not accepted.
+    #[error("no trusted TLS connection could be made")]
+    Tls(#[source] Source),
+    /// It took too long.
+    #[error("the upstream did not answer in time")]
+    Timeout,
+    /// A file or value of the policy cannot be used.
+    #[error("the upstream's settings cannot be used")]
+    Settings(#[source] Source),
+}
+
+/// Detail for the operator.
+pub type Source = Box<dyn std::error::Error + Send + Sync>;

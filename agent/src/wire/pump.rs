@@ -1,0 +1,122 @@
+//! Moving bytes between a socket and buffers, readiness by readiness, so that one task serves both directions and
+//! neither can block the other.
+
+use std::{
+    io::{self, IoSlice},
+    pin::Pin,
+    task::{Context, Poll},
+};
+
+use bytes::BytesMut;
+use tokio::io::{AsyncRead, AsyncWrite};
+
+use super::OutQueue;
+
+/// Bytes asked of the socket at a time.
+const READ: usize = 16 << 10;
+/// Pieces written at a time.
+const PIECES: usize = 32;
+
+/// One peer: its socket, what was read and not yet cut, what waits to be written.
+#[derive(Debug)]
+pub struct Side<S> {
+    io: S,
+    /// Bytes read and not yet used.
+    pub input: BytesMut,
+    /// Bytes to write.
+    pub output: OutQueue,
+    unflushed: bool,
+    /// The peer will send nothing more.
+    pub ended: bool,
+    read_total: u64,
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> Side<S> {
+    /// Around a socket, with bytes that were already read from it.
+    pub fn new(io: S, input: BytesMut) -> Self {
+        Self { io, input, output: OutQueue::default(), unflushed: false, ended: false, read_total: 0 }
+    }
+
+    /// The socket. Whatever waits in `input` and `output` is dropped.
+    pub fn into_io(self) -> S {
+        self.io
+    }
+
+    /// Bytes ever read.
+    pub fn read_total(&self) -> u64 {
+        self.read_total
+    }
+
+    /// Writes what waits, as far as the socket takes it. `Ready(Ok(true))` means something was written.
+    pub fn poll_write(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<bool>> {
+        let mut progress = false;
+        while !self.output.is_empty() {
+            let mut slices = [IoSlice::new(&[]); PIECES];
+            let n = self.output.slices(&mut slices);
+            match Pin::new(&mut self.io).poll_write_vectored(cx, &slices[..n]) {
+                Poll::Ready(Ok(0)) => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
+                Poll::Ready(Ok(written)) => {
+                    self.output.advance(written);
+                    self.unflushed = true;
+                    progress = true;
+                }
+                Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
+                Poll::Pending => return if progress { Poll::Ready(Ok(true)) } else { Poll::Pending },
+            }
+        }
+        if self.unflushed {
+            match Pin::new(&mut self.io).poll_flush(cx) {
+                Poll::Ready(Ok(())) => self.unflushed = false,
+                Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
+                Poll::Pending => {}
+            }
+        }
+        if progress { Poll::Ready(Ok(true)) } else { Poll::Pending }
+    }
+
+    /// Reads once into `input`. At end of stream sets `ended`. Ready means that something changed.
+    pub fn poll_read(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.ended {
+            return Poll::Pending;
+        }
+        self.input.reserve(READ);
+        match tokio_util::io::poll_read_buf(Pin::new(&mut self.io), cx, &mut self.input) {
+            Poll::Ready(Ok(read)) => {
+                self.ended = read == 0;
+                self.read_total += read as u64;
+                Poll::Ready(Ok(()))
+            }
+            Poll::Ready(Err(error)) => Poll::Ready(Err(error)),
+            Poll::Pending => Poll::Pending,
+        }
+    }
+
+    /// Writes everything that waits. Cancel safe: what was written is accounted for.
+    pub async fn flush(&mut self) -> io::Result<()> {
+        while !self.output.is_empty() || self.unflushed {
+            std::future::poll_fn(|cx| {
+                let before = self.output.len();
+                match self.poll_write(cx) {
+                    Poll::Pending if self.output.is_empty() && !self.unflushed => Poll::Ready(Ok(())),
+                    Poll::Ready(outcome) => Poll::Ready(outcome.map(|_| ())),
+                    Poll::Pending if self.output.len() != before => Poll::Ready(Ok(())),
+                    Poll::Pending => Poll::Pending,
+                }
+            })
+            .await?;
+        }
+        Ok(())
+    }
+
+    /// Reads once. `Ok(false)` at end of stream. Cancel safe: bytes that were read are in `input`.
+    pub async fn fill(&mut self) -> io::Result<bool> {
+        std::future::poll_fn(|cx| self.poll_read(cx)).await?;
+        Ok(!self.ended)
+    }
+
+    /// Says that nothing more will be written.
+    pub async fn shutdown(&mut self) -> io::Result<()> {
+        self.flush().await?;
+        tokio::io::AsyncWriteExt::shutdown(&mut self.io).await
+    }
+}
