@@ -5,8 +5,10 @@
 //! part and the strictest answer holds for the whole, so a protocol that forgets a part opens a hole, and one that
 //! invents a part only refuses too much. When in doubt, protocols add [`Verb::Unknown`].
 
+pub mod glob;
 mod mask;
 
+pub use glob::{Glob, GlobError};
 pub use mask::{Detector, MaskSpec, MaskWith};
 
 use std::{fmt, ops::Range, sync::Arc, time::SystemTime};
