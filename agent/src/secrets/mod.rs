@@ -1,1 +1,276 @@
-//! TODO
+//! Credentials: where they come from, and how long they live here.
+//!
+//! [`Secrets::lease`] fetches a credential for one login and caches nothing, so a rotated secret is used at the next
+//! login. Values are kept in types that are wiped and that no `Debug` shows. Every value that was ever leased also
+//! becomes a mask ([`Secrets::known`]), so that a backend which gives one back does not tell it to an agent; old ones
+//! stay, because a rotated password may still be valid somewhere. Failure is closed: without a credential there is no
+//! login, and what the agent is told is the same for every cause.
+
+mod exec;
+mod file;
+#[cfg(test)]
+mod tests;
+
+use std::{
+    path::PathBuf,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use arc_swap::ArcSwap;
+use futures_util::future::BoxFuture;
+use secrecy::{ExposeSecret, SecretString};
+
+use crate::{
+    mask::KnownSecrets,
+    policy::{CredentialRef, CredentialSource},
+};
+
+/// How many values are kept as masks; beyond it the oldest goes.
+const KNOWN_MAX: usize = 1024;
+/// The longest secret value, in bytes.
+const VALUE_MAX: usize = 64 * 1024;
+
+/// A credential for one login.
+#[derive(Debug)]
+pub struct Lease {
+    /// Login name: the source's own, or else the policy's.
+    pub user: Option<String>,
+    /// Password; `None` where the upstream trusts the name or the client certificate.
+    pub password: Option<SecretString>,
+}
+
+/// Something that gives out credentials.
+pub trait SecretSource: Send + Sync {
+    /// Fetches the credential for one login. Cancel safe: a dropped future leaves nothing running.
+    fn lease<'a>(&'a self, credential: &'a CredentialRef) -> BoxFuture<'a, Result<Lease, SecretError>>;
+}
+
+/// No credential. What is displayed may be shown to an agent and says nothing; [`SecretError::detail`] is for the
+/// operator, and has no secret in it either.
+#[derive(Debug, thiserror::Error)]
+#[error("the credential for this upstream is not available")]
+pub struct SecretError {
+    upstream: Arc<str>,
+    #[source]
+    cause: SecretFault,
+}
+
+impl SecretError {
+    fn new(credential: &CredentialRef, cause: SecretFault) -> Self {
+        Self { upstream: credential.upstream.clone(), cause }
+    }
+
+    /// What happened and what to do about it, for the operator's log only.
+    pub fn detail(&self) -> String {
+        format!("credential of upstream `{}`: {}", self.upstream, self.cause)
+    }
+
+    /// The cause, for the operator only.
+    pub fn fault(&self) -> &SecretFault {
+        &self.cause
+    }
+}
+
+/// Why there is no credential. For the operator: it names paths and programs, never a value.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum SecretFault {
+    /// A relative path, and no folder to look in.
+    #[error(
+        "`{}` is relative, and $CREDENTIALS_DIRECTORY is not set; use LoadCredential= in the unit, or an absolute path",
+        path.display()
+    )]
+    NoDirectory {
+        /// The path.
+        path: PathBuf,
+    },
+    /// A relative path that leaves its folder.
+    #[error("`{}` must not have `..` in it", path.display())]
+    Escapes {
+        /// The path.
+        path: PathBuf,
+    },
+    /// The file could not be read.
+    #[error("cannot read `{}`", path.display())]
+    Read {
+        /// The path.
+        path: PathBuf,
+        /// What the kernel said.
+        source: std::io::Error,
+    },
+    /// The path is not that of a regular file.
+    #[error("`{}` is not a regular file", path.display())]
+    NotAFile {
+        /// The path.
+        path: PathBuf,
+    },
+    /// Others than owner and group could read the file, or others than the owner could change it.
+    #[error("`{}` has mode {mode:04o}, which lets others read or change it; run: chmod 0600 {}", path.display(), path.display())]
+    Exposed {
+        /// The path.
+        path: PathBuf,
+        /// Its permission bits.
+        mode: u32,
+    },
+    /// The file belongs to somebody who is neither root nor the daemon's user.
+    #[error("`{}` belongs to uid {owner}, who could change it; it must belong to root or to the daemon's user", path.display())]
+    Owner {
+        /// The path.
+        path: PathBuf,
+        /// Its owner.
+        owner: u32,
+    },
+    /// Nothing there.
+    #[error("the secret is empty")]
+    Empty,
+    /// Over 64 KiB.
+    #[error("the secret is longer than {VALUE_MAX} bytes")]
+    TooLong,
+    /// The value has a NUL byte or is not UTF-8.
+    #[error("the secret is not text: it has a NUL byte or is not UTF-8")]
+    NotText,
+    /// The answer looks like JSON and is not `{"user": ..., "password": ...}`.
+    #[error(
+        "the answer starts with `{{` but is not JSON of the form {{\"user\": \"...\", \"password\": \"...\"}}: \
+         wrong at line {line}, column {column}"
+    )]
+    NotJson {
+        /// Line of the first mistake, from 1.
+        line: usize,
+        /// Its column.
+        column: usize,
+    },
+    /// The program could not be started.
+    #[error("cannot run `{program}`")]
+    Start {
+        /// The program.
+        program: String,
+        /// What the kernel said.
+        source: std::io::Error,
+    },
+    /// The program's path is not absolute, so it would depend on a search path.
+    #[error("`{program}` must be an absolute path")]
+    NotAbsolute {
+        /// The program.
+        program: String,
+    },
+    /// The program failed.
+    #[error("`{program}` ended with {status}{}", said(stderr))]
+    Failed {
+        /// The program.
+        program: String,
+        /// How it ended.
+        status: std::process::ExitStatus,
+        /// The start of what it wrote to standard error.
+        stderr: String,
+    },
+    /// The program took too long and was killed.
+    #[error("`{program}` did not end within {} ms and was killed", limit.as_millis())]
+    TimedOut {
+        /// The program.
+        program: String,
+        /// Its time limit.
+        limit: std::time::Duration,
+    },
+}
+
+fn said(stderr: &str) -> String {
+    if stderr.is_empty() { String::new() } else { format!(" and said: {stderr}") }
+}
+
+/// The daemon's credentials: picks the source, and remembers what must be masked.
+pub struct Secrets {
+    file: file::FileSource,
+    exec: exec::ExecSource,
+    values: Mutex<Values>,
+    known: ArcSwap<KnownSecrets>,
+}
+
+/// Values leased so far, with the number of their last lease.
+#[derive(Default)]
+struct Values {
+    leases: u64,
+    by_value: Vec<(u64, SecretString)>,
+}
+
+impl std::fmt::Debug for Secrets {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Secrets").finish_non_exhaustive()
+    }
+}
+
+impl Secrets {
+    /// `directory` is where relative paths of `file` credentials are looked up: `$CREDENTIALS_DIRECTORY`.
+    pub fn new(directory: Option<PathBuf>) -> Self {
+        Self {
+            file: file::FileSource::new(directory),
+            exec: exec::ExecSource,
+            values: Mutex::default(),
+            known: ArcSwap::from_pointee(KnownSecrets::empty()),
+        }
+    }
+
+    /// Fetches the credential for one login.
+    pub async fn lease(&self, credential: &CredentialRef) -> Result<Lease, SecretError> {
+        let source: &dyn SecretSource = match credential.source {
+            CredentialSource::None => return Ok(Lease { user: credential.user.clone(), password: None }),
+            CredentialSource::File { .. } => &self.file,
+            CredentialSource::Exec { .. } => &self.exec,
+        };
+        let lease = source.lease(credential).await?;
+        if let Some(password) = &lease.password {
+            self.learn(password);
+        }
+        Ok(lease)
+    }
+
+    /// Every value leased so far, as a mask. Take it anew for each answer: it grows.
+    pub fn known(&self) -> Arc<KnownSecrets> {
+        self.known.load_full()
+    }
+
+    fn learn(&self, value: &SecretString) {
+        let mut values = self.values.lock().unwrap_or_else(PoisonError::into_inner);
+        values.leases += 1;
+        let now = values.leases;
+        if let Some(known) = values.by_value.iter_mut().find(|(_, v)| v.expose_secret() == value.expose_secret()) {
+            known.0 = now;
+            return;
+        }
+        if values.by_value.len() >= KNOWN_MAX
+            && let Some(oldest) = (0..values.by_value.len()).min_by_key(|at| values.by_value[*at].0)
+        {
+            values.by_value.swap_remove(oldest);
+        }
+        values.by_value.push((now, value.clone()));
+        let known = KnownSecrets::new(values.by_value.iter().map(|(_, v)| v.expose_secret().as_bytes()));
+        self.known.store(Arc::new(known));
+    }
+}
+
+impl SecretSource for Secrets {
+    fn lease<'a>(&'a self, credential: &'a CredentialRef) -> BoxFuture<'a, Result<Lease, SecretError>> {
+        Box::pin(Secrets::lease(self, credential))
+    }
+}
+
+/// Takes one trailing newline away and checks that the rest is a usable value.
+fn value_of(mut bytes: zeroize::Zeroizing<Vec<u8>>) -> Result<SecretString, SecretFault> {
+    if bytes.last() == Some(&b'\n') {
+        bytes.pop();
+        if bytes.last() == Some(&b'\r') {
+            bytes.pop();
+        }
+    }
+    if bytes.is_empty() {
+        return Err(SecretFault::Empty);
+    }
+    if bytes.len() > VALUE_MAX {
+        return Err(SecretFault::TooLong);
+    }
+    if bytes.contains(&0) {
+        return Err(SecretFault::NotText);
+    }
+    let text = std::str::from_utf8(&bytes).map_err(|_| SecretFault::NotText)?;
+    Ok(SecretString::from(text))
+}
