@@ -1,0 +1,118 @@
+//! Finding the cgroup2 tree, and saying where in it a process or a workload lives.
+//!
+//! On a pure v2 host it is `/sys/fs/cgroup`, on a hybrid one usually `/sys/fs/cgroup/unified`, and in containers
+//! anything: so it is looked up in `/proc/self/mountinfo` (see proc_pid_mountinfo(5)).
+
+use std::{
+    io,
+    path::{Path, PathBuf},
+};
+
+/// Why there is no cgroup2 tree.
+#[derive(Debug, thiserror::Error, miette::Diagnostic)]
+pub enum CgroupError {
+    /// The list of mounts could not be read.
+    #[error("cannot read /proc/self/mountinfo")]
+    #[diagnostic(help("mount proc on /proc"))]
+    Mounts(#[source] io::Error),
+    /// None is mounted.
+    #[error("no cgroup2 file system is mounted")]
+    #[diagnostic(help("mount one: `mount -t cgroup2 cgroup2 /sys/fs/cgroup/unified`, or set `kernel.cgroup_root`"))]
+    Missing,
+    /// A process's cgroup could not be told.
+    #[error("cannot tell the cgroup of process {pid}")]
+    Unknown {
+        /// Which process.
+        pid: u32,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// The mount point of the cgroup2 tree.
+pub fn root() -> Result<PathBuf, CgroupError> {
+    let mounts = std::fs::read_to_string("/proc/self/mountinfo").map_err(CgroupError::Mounts)?;
+    root_in(&mounts).ok_or(CgroupError::Missing)
+}
+
+/// As [`root`], from the text of a mountinfo file. A mount of the whole tree is preferred to one of a part.
+pub fn root_in(mountinfo: &str) -> Option<PathBuf> {
+    let mut part = None;
+    for line in mountinfo.lines() {
+        // 36 35 98:0 ROOT MOUNT_POINT options [optional fields] - FS_TYPE source super_options
+        let Some((left, right)) = line.split_once(" - ") else { continue };
+        if right.split(' ').next() != Some("cgroup2") {
+            continue;
+        }
+        let mut fields = left.split(' ').skip(3);
+        let (Some(root), Some(point)) = (fields.next(), fields.next()) else { continue };
+        let point = PathBuf::from(unescape(point));
+        if root == "/" {
+            return Some(point);
+        }
+        part.get_or_insert(point);
+    }
+    part
+}
+
+/// The cgroup2 path of a process, as `/a/b`, relative to the root of our cgroup namespace.
+pub fn of_process(pid: u32) -> Result<String, CgroupError> {
+    let wrong = |source| CgroupError::Unknown { pid, source };
+    let text = std::fs::read_to_string(format!("/proc/{pid}/cgroup")).map_err(wrong)?;
+    in_listing(&text)
+        .map(str::to_owned)
+        .ok_or_else(|| wrong(io::Error::new(io::ErrorKind::InvalidData, "no cgroup2 line in /proc/PID/cgroup")))
+}
+
+/// The cgroup2 line of a `/proc/PID/cgroup` text.
+pub fn in_listing(text: &str) -> Option<&str> {
+    text.lines().find_map(|line| line.strip_prefix("0::"))
+}
+
+/// Whether the absolute cgroup path `path` is `parent` or lies below it. Both start with a slash.
+pub fn is_within(path: &str, parent: &str) -> bool {
+    let parent = parent.trim_end_matches('/');
+    path.strip_prefix(parent).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+}
+
+/// The stable parent of a workload's pattern: the segments before the first that has a glob in it.
+/// `portcullis.slice/bot/*` gives `portcullis.slice/bot`. `None` where that is the root itself, which
+/// must never be governed.
+pub fn stable_parent(pattern: &str) -> Option<PathBuf> {
+    let pattern = pattern.trim_matches('/');
+    let is_glob = |segment: &&str| segment.contains(['*', '?', '[', '{']);
+    let segments: Vec<&str> = pattern.split('/').collect();
+    if segments.iter().any(|s| s.is_empty() || *s == "." || *s == "..") {
+        return None;
+    }
+    let stable: PathBuf = segments.iter().take_while(|s| !is_glob(s)).collect();
+    (!stable.as_os_str().is_empty()).then_some(stable)
+}
+
+/// `path` below `root`, as `/proc/PID/cgroup` would print it.
+pub fn relative(root: &Path, path: &Path) -> Option<String> {
+    Some(format!("/{}", path.strip_prefix(root).ok()?.display()))
+}
+
+/// Undoes mountinfo's octal escapes of space, tab, newline and backslash.
+fn unescape(field: &str) -> String {
+    let mut out = String::with_capacity(field.len());
+    let mut rest = field;
+    while let Some(at) = rest.find('\\') {
+        out.push_str(&rest[..at]);
+        let code = rest.get(at + 1..at + 4).and_then(|digits| u8::from_str_radix(digits, 8).ok());
+        match code {
+            Some(byte) => {
+                out.push(char::from(byte));
+                rest = &rest[at + 4..];
+            }
+            None => {
+                out.push('\\');
+                rest = &rest[at + 1..];
+            }
+        }
+    }
+    out.push_str(rest);
+    out
+}

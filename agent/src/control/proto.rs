@@ -1,0 +1,176 @@
+//! What is said on the control socket.
+
+use std::{collections::BTreeMap, path::PathBuf};
+
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+
+/// Version of this protocol. A daemon answers another version with an error that names both.
+pub const VERSION: u32 = 1;
+
+/// A request with its version.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Envelope {
+    /// [`VERSION`] of the client.
+    pub v: u32,
+    /// The request, read only once the version is known to be ours.
+    #[serde(flatten)]
+    pub request: serde_json::Value,
+}
+
+/// What a client may ask.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "request", rename_all = "kebab-case", deny_unknown_fields)]
+#[non_exhaustive]
+pub enum Request {
+    /// Makes a session and moves the asking process into its cgroup. Answered by one [`Opened`].
+    OpenSession(OpenSession),
+    /// Lists holds; with `watch`, lists them again at each change.
+    Held {
+        /// Keep the connection and send the list at each change.
+        #[serde(default)]
+        watch: bool,
+    },
+    /// Approves a hold.
+    Approve {
+        /// The hold.
+        id: String,
+        /// Also grants this session this command's shape for so many seconds.
+        #[serde(default)]
+        grant_seconds: Option<u64>,
+        /// What the reviewer says.
+        #[serde(default)]
+        reason: Option<String>,
+    },
+    /// Denies a hold.
+    Deny {
+        /// The hold.
+        id: String,
+        /// What the reviewer says.
+        #[serde(default)]
+        reason: Option<String>,
+    },
+    /// Lists grants.
+    Grants {},
+    /// Takes a grant back.
+    Revoke {
+        /// The grant.
+        id: String,
+    },
+    /// Lists sessions, live and recorded.
+    Sessions {},
+    /// The events of one session.
+    Replay {
+        /// The session, or the beginning of its id where that is unique.
+        session: String,
+    },
+    /// The events that are recorded from now on.
+    Follow {},
+    /// Checks the whole record.
+    AuditVerify {},
+    /// How the daemon is.
+    Status {},
+    /// Reads the policies again.
+    Reload {},
+    /// Ends a session's rights and freezes its processes.
+    Quarantine {
+        /// The session.
+        session: String,
+    },
+}
+
+/// See [`Request::OpenSession`].
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct OpenSession {
+    /// Name of the workload.
+    pub workload: String,
+    /// Why it runs.
+    #[serde(default)]
+    pub intent: Option<String>,
+    /// How long it may live, in seconds; the policy's limit where absent.
+    #[serde(default)]
+    pub ttl_seconds: Option<u64>,
+    /// Command line, for the record.
+    pub command: Vec<String>,
+    /// The user that the command will run as, where not the caller's.
+    #[serde(default)]
+    pub user: Option<String>,
+    /// W3C trace id of the caller, to join.
+    #[serde(default)]
+    pub trace_id: Option<String>,
+}
+
+/// A session, as answered to the launcher.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Opened {
+    /// Its id.
+    pub session: String,
+    /// Its cgroup as `/proc/self/cgroup` must show it now.
+    pub cgroup: String,
+    /// Its folder.
+    pub cgroup_dir: PathBuf,
+    /// When it ends, RFC 3339.
+    pub ends_at: Option<String>,
+    /// Variables to set.
+    pub env: BTreeMap<String, String>,
+    /// Variables to remove: what the agent must not hold, or what would lead its clients past the enforcer.
+    pub unset: Vec<String>,
+}
+
+/// A line of an answer.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Reply {
+    /// One thing that was asked for.
+    Item(Box<RawValue>),
+    /// All is said.
+    Done(Done),
+    /// It failed; nothing follows.
+    Error(Failure),
+}
+
+/// The end of an answer.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Done {}
+
+/// Why a request failed. For operators: it may name paths, never a secret.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, thiserror::Error)]
+#[error("{message}")]
+pub struct Failure {
+    /// What kind.
+    pub code: Code,
+    /// What went wrong.
+    pub message: String,
+    /// What to do.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub help: Option<String>,
+}
+
+impl Failure {
+    /// A failure without help.
+    pub fn new(code: Code, message: impl Into<String>) -> Self {
+        Self { code, message: message.into(), help: None }
+    }
+
+    /// Adds what to do.
+    #[must_use]
+    pub fn help(mut self, help: impl Into<String>) -> Self {
+        self.help = Some(help.into());
+        self
+    }
+}
+
+/// Kinds of failure.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Code {
+    /// The request is not understood.
+    Usage,
+    /// The caller may not.
+    Denied,
+    /// What it names is not there.
+    NotFound,
+    /// It could not be done.
+    Failed,
+}
