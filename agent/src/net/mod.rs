@@ -1,1 +1,65 @@
-//! TODO
+//! The network: listening, dialing, names, and TLS on both sides.
+//!
+//! [`Net`] is what sessions see of it, through [`crate::session::Network`]. Every wait has a limit. TLS uses its own
+//! provider in each configuration and no process-wide default, so that no other part of the program can weaken it.
+
+pub mod ca;
+mod dial;
+pub mod listener;
+#[cfg(test)]
+mod tests;
+mod tls;
+
+pub use ca::RuntimeCa;
+
+use std::{net::IpAddr, sync::Arc};
+
+use futures_util::future::BoxFuture;
+
+use crate::{
+    policy::TlsSpec,
+    session::{BoxIo, NetError, Network, Secured},
+};
+
+/// The host's network.
+pub struct Net {
+    names: dial::Names,
+    client: tls::Client,
+    ca: Arc<RuntimeCa>,
+}
+
+impl std::fmt::Debug for Net {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Net").finish_non_exhaustive()
+    }
+}
+
+impl Net {
+    /// A network whose server side answers with leaves of `ca`.
+    pub fn new(ca: Arc<RuntimeCa>) -> Self {
+        Self { names: dial::Names::default(), client: tls::Client::default(), ca }
+    }
+
+    /// The CA that governed clients trust.
+    pub fn ca(&self) -> &Arc<RuntimeCa> {
+        &self.ca
+    }
+}
+
+impl Network for Net {
+    fn resolve<'a>(&'a self, host: &'a str) -> BoxFuture<'a, Result<Vec<IpAddr>, NetError>> {
+        Box::pin(self.names.resolve(host))
+    }
+
+    fn dial<'a>(&'a self, address: &'a str) -> BoxFuture<'a, Result<BoxIo, NetError>> {
+        Box::pin(async move { Ok(Box::new(dial::dial(&self.names, address).await?) as BoxIo) })
+    }
+
+    fn secure<'a>(&'a self, io: BoxIo, host: &'a str, tls: &'a TlsSpec) -> BoxFuture<'a, Result<Secured, NetError>> {
+        Box::pin(self.client.secure(io, host, tls))
+    }
+
+    fn accept_tls<'a>(&'a self, io: BoxIo, names: &'a [String]) -> BoxFuture<'a, Result<BoxIo, NetError>> {
+        Box::pin(tls::accept(&self.ca, io, names))
+    }
+}

@@ -56,7 +56,7 @@ impl SecretSource for FileSource {
     }
 }
 
-fn read(path: PathBuf) -> Result<Zeroizing<Vec<u8>>, SecretFault> {
+pub(super) fn read(path: PathBuf) -> Result<Zeroizing<Vec<u8>>, SecretFault> {
     // Without O_NONBLOCK, opening a FIFO would wait for its writer.
     let opened = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK | libc::O_CLOEXEC).open(&path);
     let mut file = match opened {

@@ -62,7 +62,13 @@ impl SecretError {
 
     /// What happened and what to do about it, for the operator's log only.
     pub fn detail(&self) -> String {
-        format!("credential of upstream `{}`: {}", self.upstream, self.cause)
+        let mut text = format!("credential of upstream `{}`: {}", self.upstream, self.cause);
+        let mut cause = std::error::Error::source(&self.cause);
+        while let Some(deeper) = cause {
+            text.push_str(&format!(": {deeper}"));
+            cause = deeper.source();
+        }
+        text
     }
 
     /// The cause, for the operator only.
@@ -252,6 +258,11 @@ impl SecretSource for Secrets {
     fn lease<'a>(&'a self, credential: &'a CredentialRef) -> BoxFuture<'a, Result<Lease, SecretError>> {
         Box::pin(Secrets::lease(self, credential))
     }
+}
+
+/// Reads a file that must be as private as a credential's: a client certificate's key. Blocks.
+pub(crate) fn read_private(path: &std::path::Path) -> Result<zeroize::Zeroizing<Vec<u8>>, SecretFault> {
+    file::read(path.to_owned())
 }
 
 /// Takes one trailing newline away and checks that the rest is a usable value.
