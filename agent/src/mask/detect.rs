@@ -281,15 +281,27 @@ fn email_around(text: &[u8], at: usize) -> Option<(usize, usize)> {
     }
     let rest = &text[at + 1..];
     let domain = |b: &u8| b.is_ascii_alphanumeric() || *b >= 0x80 || matches!(b, b'.' | b'-');
-    let mut end = rest.iter().take(DOMAIN_MAX).take_while(|b| domain(b)).count();
-    while end > 0 && matches!(rest[end - 1], b'.' | b'-') {
-        end -= 1;
+    let run = rest.iter().take(DOMAIN_MAX).take_while(|b| domain(b)).count();
+    // What follows a name after a dot (a sentence, a file's ending) may look like a label: the longest name that ends
+    // in a top-level domain counts.
+    let mut end = 0;
+    let mut best = None;
+    for (i, label) in rest[..run].split(|b| *b == b'.').enumerate() {
+        let label_end = label.iter().rposition(|b| *b != b'-').map_or(0, |last| last + 1);
+        if label_end == 0 || label.len() > 63 || label[0] == b'-' {
+            break;
+        }
+        if i > 0 && is_top_level(&label[..label_end]) {
+            best = Some(end + label_end);
+        }
+        if label_end < label.len() {
+            break;
+        }
+        end += label.len() + 1;
     }
-    let name = &rest[..end];
-    let dot = name.iter().rposition(|b| *b == b'.')?;
-    let top = &name[dot + 1..];
-    let labels = name.split(|b| *b == b'.').all(|label| !label.is_empty() && label.len() <= 63 && label[0] != b'-');
-    let top_level =
-        top.len() >= 2 && (top.iter().all(|b| b.is_ascii_alphabetic() || *b >= 0x80) || top.starts_with(b"xn--"));
-    (labels && top_level).then_some((start, at + 1 + end))
+    Some((start, at + 1 + best?))
+}
+
+fn is_top_level(label: &[u8]) -> bool {
+    label.len() >= 2 && (label.starts_with(b"xn--") || label.iter().all(|b| b.is_ascii_alphabetic() || *b >= 0x80))
 }

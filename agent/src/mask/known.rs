@@ -22,7 +22,7 @@ const TABLE: usize = 1 << 15;
 #[derive(Default)]
 pub struct KnownSecrets {
     patterns: Vec<Pattern>,
-    /// Patterns shorter than [`BLOCK`], searched one by one.
+    /// Patterns shorter than [`BLOCK`] but not empty, searched one by one.
     short: Vec<Zeroizing<Vec<u8>>>,
     search: Option<Search>,
     longest: usize,
@@ -97,8 +97,10 @@ impl KnownSecrets {
     /// Every occurrence of every pattern, overlapping ones included, in no order.
     pub(super) fn find(&self, text: &[u8], mut found: impl FnMut(Range<usize>)) {
         for short in &self.short {
-            for start in memchr::memmem::find_iter(text, short.as_slice()) {
-                found(start..start + short.len());
+            for start in memchr::memchr_iter(short[0], text) {
+                if text[start..].starts_with(short) {
+                    found(start..start + short.len());
+                }
             }
         }
         if let Some(search) = &self.search {

@@ -18,7 +18,7 @@ pub struct StreamScrubber {
     masks: Arc<MaskSet>,
     secrets: Arc<KnownSecrets>,
     /// Text that was sent already, kept because it bears on what follows, then text that was not.
-    buffer: Vec<u8>,
+    pub(super) buffer: Vec<u8>,
     sent: usize,
     open: Option<Open>,
     hits: Hits,
