@@ -1,8 +1,11 @@
 //! Detectors: sensitive values found by their looks.
 //!
-//! Each detector has a cheap anchor that clean text rarely has (an `@`, four digits in a row, a known prefix) and a
-//! check by hand around it, so that clean text costs a few table look-ups per byte and no detector can backtrack. Every
-//! check looks at a bounded stretch ([`DECIDES`]), which is what lets a text be scrubbed piece by piece.
+//! Each detector has a cheap anchor that clean text rarely has (an `@`, three digits in a row, the first three bytes of a
+//! token) and a check by hand around it. All anchors but the `@` are looked for in one pass that hashes every three
+//! bytes and looks them up in a table, so clean text costs about two look-ups per byte and no detector can backtrack.
+//! Every check looks at a bounded stretch ([`DECIDES`]), which is what lets a text be scrubbed piece by piece.
+
+use std::ops::Range;
 
 use memchr::memchr_iter;
 use smallvec::SmallVec;
@@ -42,7 +45,7 @@ pub(super) struct Found {
 /// The detectors that are on, and what each asks for.
 pub(super) struct Detectors {
     with: [Option<MaskWith>; 5],
-    anchors: Option<token::Anchors>,
+    anchors: Option<Anchors>,
 }
 
 impl Detectors {
@@ -51,9 +54,8 @@ impl Detectors {
         for (detector, mask) in wanted {
             with[index(*detector)] = Some(*mask);
         }
-        let on = |detector| with[index(detector)].is_some();
-        let anchors = token::Anchors::new(on(Detector::ApiToken), on(Detector::PrivateKey));
-        Self { with, anchors }
+        let anchored = wanted.iter().any(|(detector, _)| *detector != Detector::Email);
+        Self { with, anchors: anchored.then(|| Anchors::new(|detector| with[index(detector)].is_some())) }
     }
 
     pub(super) fn any(&self) -> bool {
@@ -62,23 +64,102 @@ impl Detectors {
 
     /// Finds everything, detector by detector: ranges are neither sorted nor apart.
     pub(super) fn find(&self, text: &[u8], found: &mut SmallVec<[Found; 4]>) {
-        let mut run = |detector: Detector, find: fn(&[u8], &mut dyn FnMut(usize, usize))| {
+        let mut add = |detector: Detector, range: Range<usize>| {
             if let Some(with) = self.with[index(detector)] {
-                let kind = Kind::Detected(detector);
-                find(text, &mut |start, end| found.push(Found { start, end, kind, with }));
+                found.push(Found { start: range.start, end: range.end, kind: Kind::Detected(detector), with });
             }
         };
-        run(Detector::CreditCard, cards);
-        run(Detector::Iban, ibans);
-        run(Detector::Email, emails);
-        if let Some(anchors) = &self.anchors {
-            anchors.find(text, |detector, start, end| {
-                if let Some(with) = self.with[index(detector)] {
-                    found.push(Found { start, end, kind: Kind::Detected(detector), with });
-                }
-            });
+        if self.with[index(Detector::Email)].is_some() {
+            emails(text, |range| add(Detector::Email, range));
+        }
+        if let Some(anchors) = self.anchors.as_ref().filter(|_| text.len() >= SHORTEST) {
+            anchors.find(text, add);
         }
     }
+}
+
+/// No anchored detector finds anything in less.
+const SHORTEST: usize = CARD_MIN;
+const TABLE: usize = 1 << 15;
+
+/// The first pass: which three bytes are worth a closer look, and by whom.
+struct Anchors {
+    /// A byte as it is hashed: all digits are one.
+    folded: [u8; 256],
+    /// By hash of three bytes: one bit per detector of [`ALL`].
+    table: Box<[u8; TABLE]>,
+}
+
+impl Anchors {
+    fn new(on: impl Fn(Detector) -> bool) -> Self {
+        let mut folded = [0; 256];
+        for (byte, folded) in (0..=u8::MAX).zip(&mut folded) {
+            *folded = if byte.is_ascii_digit() { b'0' } else { byte };
+        }
+        let mut made = Self { folded, table: Box::new([0; TABLE]) };
+        if on(Detector::CreditCard) {
+            made.set(*b"000", Detector::CreditCard);
+        }
+        if on(Detector::Iban) {
+            // Of two letters and two check digits, the last three.
+            for letter in (b'A'..=b'Z').chain(b'a'..=b'z') {
+                made.set([letter, b'0', b'0'], Detector::Iban);
+            }
+        }
+        if on(Detector::PrivateKey) {
+            made.set(token::KEY_ANCHOR, Detector::PrivateKey);
+        }
+        if on(Detector::ApiToken) {
+            for anchor in token::anchors() {
+                made.set(anchor, Detector::ApiToken);
+            }
+        }
+        made
+    }
+
+    fn set(&mut self, three: [u8; 3], detector: Detector) {
+        let rolling = three.iter().fold(0, |rolling, b| self.roll(rolling, *b));
+        self.table[slot(rolling)] |= 1 << index(detector);
+    }
+
+    fn roll(&self, rolling: u32, byte: u8) -> u32 {
+        rolling << 8 | u32::from(self.folded[usize::from(byte)])
+    }
+
+    fn find(&self, text: &[u8], mut found: impl FnMut(Detector, Range<usize>)) {
+        let mut rolling = 0;
+        // Where each detector goes on.
+        let mut next = [0; 5];
+        for (at, byte) in text.iter().enumerate() {
+            rolling = self.roll(rolling, *byte);
+            let flags = self.table[slot(rolling)];
+            if flags == 0 || at < 2 {
+                continue;
+            }
+            let mut left = flags;
+            while left != 0 {
+                let detector = ALL[left.trailing_zeros() as usize];
+                left &= left - 1;
+                // Hashes collide, so every check starts over from the text.
+                let range = match detector {
+                    Detector::CreditCard => card(text, at - 2),
+                    Detector::Iban => at.checked_sub(3).and_then(|start| iban(text, start)),
+                    Detector::PrivateKey => token::key(text, at),
+                    Detector::ApiToken => token::token(text, at - 2),
+                    Detector::Email => None,
+                };
+                if let Some(range) = range.filter(|range| range.start >= next[index(detector)]) {
+                    next[index(detector)] = range.end;
+                    found(detector, range);
+                }
+            }
+        }
+    }
+}
+
+/// 15 bits of the last three bytes.
+fn slot(rolling: u32) -> usize {
+    ((rolling << 8).wrapping_mul(0x9E37_79B1) >> 17) as usize
 }
 
 fn alphanumeric_at(text: &[u8], at: Option<usize>) -> bool {
@@ -97,31 +178,19 @@ pub(super) fn is_card(value: &[u8]) -> bool {
     value.first().is_some_and(u8::is_ascii_digit) && card_at(value, 0) == Some(value.len())
 }
 
-/// Any card starts with four digits in a row, so looking at each fourth byte misses none.
-fn cards(text: &[u8], found: &mut dyn FnMut(usize, usize)) {
-    if text.len() < CARD_MIN {
-        return;
+/// A card whose first run of digits begins at `start`.
+#[inline]
+fn card(text: &[u8], start: usize) -> Option<Range<usize>> {
+    let before = start.checked_sub(1).map(|at| text[at]);
+    // Most are short numbers, or in the middle of one.
+    if before.is_some_and(|b| b.is_ascii_digit()) || !text.get(start + 3).is_some_and(u8::is_ascii_digit) {
+        return None;
     }
-    let mut probe = 3;
-    while probe < text.len() {
-        if !text[probe].is_ascii_digit() {
-            probe += 4;
-            continue;
-        }
-        let start = text[..probe].iter().rposition(|b| !b.is_ascii_digit()).map_or(0, |at| at + 1);
-        let run = text[start..].iter().take_while(|b| b.is_ascii_digit()).count();
-        let decimals = start >= 2 && text[start - 1] == b'.' && text[start - 2].is_ascii_digit();
-        let mut next = start + run;
-        if !alphanumeric_at(text, start.checked_sub(1))
-            && !decimals
-            && let Some(end) = card_at(text, start)
-        {
-            found(start, end);
-            next = end;
-        }
-        // The byte at `next` is no digit. A run that begins after it has its fourth digit at next + 4 at the earliest.
-        probe = next + 4;
+    let decimals = before == Some(b'.') && start >= 2 && text[start - 2].is_ascii_digit();
+    if decimals || before.is_some_and(|b| b.is_ascii_alphanumeric()) {
+        return None;
     }
+    card_at(text, start).map(|end| start..end)
 }
 
 /// The end of a card number that starts at `start`, where a run of digits begins.
@@ -189,34 +258,13 @@ fn luhn(digits: &[u8]) -> bool {
 const IBAN_MIN: usize = 15;
 const IBAN_MAX: usize = 34;
 
-/// An IBAN has two digits in a row at its third place, so looking at each second byte misses none.
-fn ibans(text: &[u8], found: &mut dyn FnMut(usize, usize)) {
-    if text.len() < IBAN_MIN {
-        return;
+fn iban(text: &[u8], start: usize) -> Option<Range<usize>> {
+    let [a, b, c, d] = *text[start..].first_chunk()?;
+    let head = a.is_ascii_alphabetic() && b.is_ascii_alphabetic() && c.is_ascii_digit() && d.is_ascii_digit();
+    if !head || alphanumeric_at(text, start.checked_sub(1)) {
+        return None;
     }
-    let mut probe = 2;
-    while probe + 1 < text.len() {
-        if !text[probe].is_ascii_digit() {
-            probe += 2;
-            continue;
-        }
-        let mut next = probe + 2;
-        for check in [probe - 1, probe] {
-            let Some(start) = check.checked_sub(2) else { continue };
-            let country = text[start].is_ascii_alphabetic() && text[start + 1].is_ascii_alphabetic();
-            let digits = text[check].is_ascii_digit() && text[check + 1].is_ascii_digit();
-            if country
-                && digits
-                && !alphanumeric_at(text, start.checked_sub(1))
-                && let Some(end) = iban_at(text, start)
-            {
-                found(start, end);
-                next = end + 2;
-                break;
-            }
-        }
-        probe = next;
-    }
+    iban_at(text, start).map(|end| start..end)
 }
 
 /// The end of the longest IBAN that starts at `start`: plain, or with single spaces or dashes between groups.
@@ -259,10 +307,10 @@ pub(super) fn whole_email(value: &[u8]) -> Option<usize> {
     (start == 0 && end == value.len()).then_some(at)
 }
 
-fn emails(text: &[u8], found: &mut dyn FnMut(usize, usize)) {
+fn emails(text: &[u8], mut found: impl FnMut(Range<usize>)) {
     for at in memchr_iter(b'@', text) {
         if let Some((start, end)) = email_around(text, at) {
-            found(start, end);
+            found(start..end);
         }
     }
 }

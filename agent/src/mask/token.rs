@@ -1,8 +1,6 @@
 //! Tokens of services by their published prefixes, JSON web tokens, and PEM private keys.
 
-use aho_corasick::{AhoCorasick, AhoCorasickKind, MatchKind};
-
-use crate::action::Detector;
+use std::ops::Range;
 
 /// What may follow a prefix.
 #[derive(Clone, Copy)]
@@ -136,65 +134,59 @@ const SHAPES: &[Shape] = &[
     shape("ATATT3", Class::Base64, 40, Body::Any),
     shape("ntn_", Class::Alphanumeric, 40, Body::Any),
     shape("sntrys_", Class::Base64, 40, Body::Any),
-    shape("pat_", Class::Alphanumeric, 60, Body::Mixed),
     shape("AGE-SECRET-KEY-1", Class::Upper, 40, Body::Any),
     shape("AGE-PLUGIN-", Class::Url, 40, Body::Any),
     shape("eyJ", Class::Url, 13, Body::Jwt),
 ];
 
+/// The first byte of each shape's prefix.
+const INITIALS: [u8; SHAPES.len()] = {
+    let mut initials = [0; SHAPES.len()];
+    let mut i = 0;
+    while i < SHAPES.len() {
+        initials[i] = SHAPES[i].prefix.as_bytes()[0];
+        i += 1;
+    }
+    initials
+};
+
 /// Longest header of a JSON web token, in characters of base64.
 const HEADER_MAX: usize = 1024;
-/// Shortest token of all, its prefix included.
-const SHORTEST: usize = 15;
 
-const PEM: &str = "-----BEGIN";
+const PEM: &[u8] = b"-----BEGIN";
+/// Three bytes of [`PEM`] that are rare elsewhere, and how many bytes there are before their last.
+pub(super) const KEY_ANCHOR: [u8; 3] = *b"--B";
+const KEY_ANCHOR_LAST: usize = 5;
 /// Longest `-----BEGIN ...-----` or `-----END ...-----` line.
 pub(super) const PEM_LINE_MAX: usize = 80;
 
-/// One search for every prefix at once.
-pub(super) struct Anchors {
-    prefixes: AhoCorasick,
-    tokens: bool,
+/// The first three bytes of every prefix.
+pub(super) fn anchors() -> impl Iterator<Item = [u8; 3]> {
+    SHAPES.iter().filter_map(|shape| shape.prefix.as_bytes().first_chunk().copied())
 }
 
-impl Anchors {
-    pub(super) fn new(tokens: bool, keys: bool) -> Option<Self> {
-        // The shape of a pattern is the one at its index; PEM comes last.
-        let shapes = if tokens { SHAPES } else { &[] };
-        let prefixes = shapes.iter().map(|s| s.prefix).chain(keys.then_some(PEM));
-        let prefixes = AhoCorasick::builder()
-            .match_kind(MatchKind::LeftmostFirst)
-            .kind(Some(AhoCorasickKind::DFA))
-            .build(prefixes)
-            .expect("constants, far below any limit");
-        (tokens || keys).then_some(Self { prefixes, tokens })
-    }
-
-    pub(super) fn find(&self, text: &[u8], mut found: impl FnMut(Detector, usize, usize)) {
-        if text.len() < SHORTEST {
-            return;
-        }
-        let mut at = 0;
-        while let Some(hit) = self.prefixes.find(aho_corasick::Input::new(text).range(at..)) {
-            let (start, end) = (hit.start(), hit.end());
-            let shape = if self.tokens { SHAPES.get(hit.pattern().as_usize()) } else { None };
-            let (detector, whole) = match shape {
-                Some(shape) => (Detector::ApiToken, token_end(shape, text, start, end)),
-                None => (Detector::PrivateKey, key_end(text, start)),
-            };
-            if let Some(whole) = whole {
-                found(detector, start, whole);
-            }
-            at = whole.unwrap_or(start + 1);
-        }
-    }
-}
-
-/// The end of a token whose prefix is at `start..end`.
-fn token_end(shape: &Shape, text: &[u8], start: usize, end: usize) -> Option<usize> {
+/// The token that starts at `start`.
+pub(super) fn token(text: &[u8], start: usize) -> Option<Range<usize>> {
     if start > 0 && text[start - 1].is_ascii_alphanumeric() {
         return None;
     }
+    let rest = &text[start..];
+    let mut alike = memchr::memchr_iter(*rest.first()?, &INITIALS).map(|i| &SHAPES[i]);
+    let shape = alike.find(|shape| rest.starts_with(shape.prefix.as_bytes()))?;
+    token_end(shape, text, start + shape.prefix.len()).map(|end| start..end)
+}
+
+/// The private key whose [`KEY_ANCHOR`] ends at `at`.
+pub(super) fn key(text: &[u8], at: usize) -> Option<Range<usize>> {
+    let start = at.checked_sub(KEY_ANCHOR_LAST)?;
+    if !text[start..].starts_with(PEM) {
+        return None;
+    }
+    key_end(text, start).map(|end| start..end)
+}
+
+/// The end of a token whose prefix ends at `end`.
+fn token_end(shape: &Shape, text: &[u8], end: usize) -> Option<usize> {
     let run = |from: usize, class: Class| text[from..].iter().take_while(|b| class.has(**b)).count();
     let enough = text[end..].iter().take(shape.min).take_while(|b| shape.class.has(**b)).count() == shape.min;
     if !enough {
@@ -225,7 +217,7 @@ fn token_end(shape: &Shape, text: &[u8], start: usize, end: usize) -> Option<usi
 /// The end of a PEM private key that starts at `start`: behind its END line, or the end of the text.
 fn key_end(text: &[u8], start: usize) -> Option<usize> {
     let line = &text[start..text.len().min(start + PEM_LINE_MAX)];
-    let label_end = PEM.len() + memchr::memmem::find(&line[PEM.len()..], b"-----")?;
+    let label_end = PEM.len() + memchr::memmem::find(line.get(PEM.len()..)?, b"-----")?;
     let label = &line[PEM.len()..label_end];
     memchr::memmem::find(label, b"PRIVATE KEY")?;
     let body = start + label_end + 5;
