@@ -1,22 +1,108 @@
 //! SQL: lexing, parsing and classification shared by the SQL protocols.
 //!
-//! [`classify`] turns the text of one command into an [`Action`](crate::action::Action) with every (verb, target) it
-//! holds, wherever it stands. It never fails: text that cannot be understood, or that two readings of it disagree on,
-//! is opaque, and only a rule that names `unknown` lets that pass. The failure mode is therefore a refusal too much.
+//! [`classify`] turns the text of one command into an [`Action`] with every (verb, target) it holds, wherever it stands.
+//! It never fails: text that cannot be understood, or that two readings of it could disagree on, is opaque, and only a
+//! rule that names `unknown` lets that pass. The failure mode is therefore a refusal too much.
+//!
+//! How: [`lexer`] reads tokens exactly as PostgreSQL does and splits statements; [`bridge`] hands those tokens (never
+//! the text) to the parser for SELECT, INSERT, UPDATE, DELETE and MERGE, and [`walk`] turns the tree into parts;
+//! [`utility`] and [`ddl`] recognise every other statement on the tokens themselves. PostgreSQL's own grammar is the
+//! oracle in the tests.
 
+mod bridge;
+mod build;
+mod condition;
+mod cursor;
+mod ddl;
+pub mod fuzz;
+mod lexer;
 mod setting;
+mod shape;
 mod statement;
+mod utility;
+mod walk;
+mod words;
+
+#[cfg(test)]
+mod tests;
+
+use std::{ops::Range, sync::Arc};
+
+use self::{
+    build::Builder,
+    lexer::{Lexeme, Token},
+};
+use crate::action::{Action, Clarity, Facts, ProtocolId, SqlFacts, Target, Verb};
 
 pub use setting::{SettingRule, setting_rule};
+pub use shape::shape;
 pub use statement::{
     Classified, CopyDirection, CopyFormat, CopyInfo, CopySource, Discard, Mentions, Names, StatementInfo, StatementKind,
 };
 
-use crate::action::{Action, ProtocolId, Target};
+/// Most statements in one command.
+const MAX_STATEMENTS: usize = 1000;
 
 /// Understands the text of one command. Total: what cannot be understood is opaque.
-pub fn classify(text: &str, _names: &dyn Names) -> Classified {
-    opaque(text)
+pub fn classify(text: &str, names: &dyn Names) -> Classified {
+    let Ok(tokens) = lexer::lex(text) else { return opaque(text) };
+    // The bodies of SQL-standard functions hold semicolons that end nothing.
+    if tokens.windows(2).any(|w| w[0].is("begin") && w[1].is("atomic")) {
+        return opaque(text);
+    }
+    let statements = split(&tokens);
+    let count = statements.iter().filter(|(_, tokens)| !tokens.is_empty()).count();
+    if count > MAX_STATEMENTS {
+        return opaque(text);
+    }
+    let mut action = Action {
+        protocol: ProtocolId::Postgres,
+        parts: smallvec::SmallVec::new(),
+        clarity: Clarity::Parsed,
+        facts: Facts::None,
+    };
+    let mut facts: Vec<SqlFacts> = Vec::with_capacity(count);
+    let mut infos = Vec::with_capacity(statements.len());
+    let mut understood = 0usize;
+    for (span, tokens) in statements {
+        if tokens.is_empty() {
+            if count == 0 {
+                infos.push(StatementInfo { kind: StatementKind::Empty, span, mentions: Mentions::default() });
+            }
+            continue;
+        }
+        let mut build = Builder::new(names);
+        with_stack(tokens, || statement_into(tokens, &mut build));
+        let Builder { parts, facts: mut fact, clarity, mut mentions, kind, .. } = build;
+        if clarity != Clarity::Opaque {
+            understood += 1;
+        }
+        if clarity != Clarity::Parsed {
+            action.clarity = Clarity::Partial;
+        }
+        mentions.identifiers = tokens.iter().filter_map(identifier).collect();
+        fact.parts = action.parts.len()..action.parts.len() + parts.len();
+        fact.statements = count;
+        fact.text = text[span.clone()].to_owned();
+        action.parts.extend(parts);
+        facts.push(fact);
+        infos.push(StatementInfo { kind, span, mentions });
+    }
+    if understood == 0 && count > 0 {
+        action.clarity = Clarity::Opaque;
+    }
+    action.facts = Facts::Sql(Arc::from(facts));
+    Classified { action, statements: infos }
+}
+
+fn identifier(token: &Token) -> Option<String> {
+    match &token.lexeme {
+        Lexeme::Word(w) if words::reserved(w) => None,
+        Lexeme::Word(w) => Some(w.clone()),
+        // As the policy's patterns are: lower case.
+        Lexeme::Quoted(q) => Some(q.to_lowercase()),
+        _ => None,
+    }
 }
 
 fn opaque(text: &str) -> Classified {
@@ -28,4 +114,86 @@ fn opaque(text: &str) -> Classified {
             mentions: Mentions::default(),
         }],
     }
+}
+
+/// The statements between semicolons, and where each stands without the blanks around it.
+fn split<'t>(tokens: &'t [Token]) -> Vec<(Range<usize>, &'t [Token])> {
+    tokens
+        .split(|t| t.is_punct(b';'))
+        .map(|statement| match (statement.first(), statement.last()) {
+            (Some(first), Some(last)) => (first.span.start..last.span.end, statement),
+            _ => (0..0, statement),
+        })
+        .collect()
+}
+
+/// Bytes of stack that one level of a syntax tree may take, in an unoptimised build.
+const STACK_PER_LEVEL: usize = 2048;
+
+/// Runs with enough stack for the deepest tree that these tokens can make; only odd statements need more than there is.
+fn with_stack(tokens: &[Token], run: impl FnOnce()) {
+    let need = 256 * 1024 + bridge::chain_length(tokens).min(bridge::MAX_CHAIN) * STACK_PER_LEVEL;
+    stacker::maybe_grow(need, need * 2, run);
+}
+
+/// Judges one whole statement.
+fn statement_into(tokens: &[Token], build: &mut Builder<'_>) {
+    if let Some((name, value, local)) = whole_set_config(tokens, build) {
+        build.facts.verb = "set".to_owned();
+        build.facts.functions.push("pg_catalog.set_config".to_owned());
+        build.setting(&name, Some(std::slice::from_ref(&value)));
+        build.kind = StatementKind::Set { name, value: Some(vec![value]), local, returns_rows: true };
+        return;
+    }
+    classify_into(tokens, build);
+}
+
+/// Judges a statement, whole or inside another. The caller sets the kind of an outer one afterwards.
+fn classify_into(tokens: &[Token], build: &mut Builder<'_>) {
+    let head = tokens.first();
+    let data = head.is_some_and(|t| {
+        t.is_punct(b'(')
+            || t.word().is_some_and(|w| {
+                ["select", "insert", "update", "delete", "merge", "with", "values", "table"].contains(&w)
+            })
+    });
+    if data {
+        match bridge::parse(tokens) {
+            Some(statement) => walk::walk(&statement, tokens, build),
+            None => refuse(build),
+        }
+    } else if utility::recognise(tokens, build).is_none() {
+        refuse(build);
+    }
+}
+
+fn refuse(build: &mut Builder<'_>) {
+    build.clarity = Clarity::Opaque;
+    build.kind = StatementKind::Opaque;
+    build.part(Verb::Unknown, Target::new("sql:opaque"));
+}
+
+/// `SELECT [pg_catalog.]set_config('name', 'value', true|false)` and nothing else: a SET that returns a row.
+fn whole_set_config(tokens: &[Token], build: &Builder<'_>) -> Option<(String, String, bool)> {
+    let mut c = cursor::Cursor::new(tokens);
+    c.eat(&["select"]).then_some(())?;
+    let function = c.name()?;
+    if function.name != "set_config"
+        || build.names.function_schema(function.schema.as_deref(), "set_config").as_deref() != Some("pg_catalog")
+    {
+        return None;
+    }
+    let mut args = cursor::Cursor::new(c.group()?);
+    let name = args.text()?.to_ascii_lowercase();
+    args.eat_punct(b',').then_some(())?;
+    let value = args.text()?.to_owned();
+    args.eat_punct(b',').then_some(())?;
+    let local = if args.eat(&["true"]) {
+        true
+    } else if args.eat(&["false"]) {
+        false
+    } else {
+        return None;
+    };
+    (args.done() && c.done()).then_some((name, value, local))
 }

@@ -1,0 +1,416 @@
+//! CREATE, ALTER, DROP and COMMENT.
+//!
+//! What an ordinary owner does to tables, views, indexes, sequences, types and functions is `schema`; what changes
+//! rights, the server or code that others run is `admin`. Calls inside a definition count as calls.
+
+use super::{
+    build::{Builder, Name, named},
+    classify_into,
+    cursor::{Cursor, nameable},
+    lexer::{Lexeme, Token},
+    statement::StatementKind,
+    utility,
+    words::{self, Builtin},
+};
+use crate::action::{Target, Verb};
+
+/// Recognises a statement after its head word. `None`: it does not go on as its head promises.
+pub(super) fn recognise(head: &str, mut c: Cursor<'_>, build: &mut Builder<'_>) -> Option<()> {
+    match head {
+        "create" => create(c, build),
+        "alter" => alter(c, build),
+        "drop" => drop_(c, build),
+        _ => {
+            c.eat(&["on"]).then_some(())?;
+            let kind = object_kind(&mut c)?;
+            build.facts.verb = "comment".to_owned();
+            match kind.as_str() {
+                "table" | "view" | "materialized view" | "index" | "sequence" | "foreign table" | "type" | "domain" => {
+                    let name = c.name()?;
+                    build.relation(Verb::Schema, &name);
+                }
+                "column" => {
+                    // The last segment is the column.
+                    let at = c.rest().iter().rposition(|t| t.is_punct(b'.'))?;
+                    let name = Cursor::new(&c.rest()[..at]).name()?;
+                    build.relation(Verb::Schema, &name);
+                }
+                _ => build.plain(Verb::Schema, "sql:comment"),
+            }
+            Some(())
+        }
+    }
+}
+
+/// Object kinds of more than one word.
+const LONG_KINDS: &[&[&str]] = &[
+    &["materialized", "view"],
+    &["foreign", "table"],
+    &["foreign", "data", "wrapper"],
+    &["event", "trigger"],
+    &["user", "mapping"],
+    &["text", "search", "configuration"],
+    &["text", "search", "dictionary"],
+    &["text", "search", "parser"],
+    &["text", "search", "template"],
+    &["access", "method"],
+    &["default", "privileges"],
+    &["operator", "class"],
+    &["operator", "family"],
+    &["large", "object"],
+    &["constraint", "trigger"],
+    &["default", "conversion"],
+];
+
+fn object_kind(c: &mut Cursor<'_>) -> Option<String> {
+    for kind in LONG_KINDS {
+        if c.eat(kind) {
+            return Some(kind.join(" "));
+        }
+    }
+    Some(c.next()?.word()?.to_owned())
+}
+
+/// Kinds whose making, changing or dropping is more than a change of shape.
+fn administrative(kind: &str) -> bool {
+    !matches!(
+        kind,
+        "table"
+            | "view"
+            | "materialized view"
+            | "index"
+            | "sequence"
+            | "schema"
+            | "type"
+            | "domain"
+            | "function"
+            | "procedure"
+            | "routine"
+            | "aggregate"
+            | "trigger"
+            | "constraint trigger"
+            | "statistics"
+            | "collation"
+            | "text search configuration"
+            | "text search dictionary"
+    )
+}
+
+fn admin(build: &mut Builder<'_>, head: &str, kind: &str) -> Option<()> {
+    build.plain(Verb::Admin, &format!("sql:{head} {kind}"));
+    Some(())
+}
+
+fn function_target(build: &Builder<'_>, name: &Name, creation: bool) -> Target {
+    let schema = match (&name.schema, creation) {
+        (None, true) => build.names.creation_schema(),
+        (schema, _) => build.names.function_schema(schema.as_deref(), &name.name),
+    };
+    Target::function(schema.as_deref().or(name.schema.as_deref()), &name.name)
+}
+
+fn create(mut c: Cursor<'_>, build: &mut Builder<'_>) -> Option<()> {
+    c.eat(&["or", "replace"]);
+    c.eat_any(&["global", "local"]);
+    let temporary = c.eat(&["temp"]) || c.eat(&["temporary"]);
+    c.eat_any(&["unlogged", "recursive", "unique", "trusted", "procedural"]);
+    let kind = object_kind(&mut c)?;
+    build.facts.verb = format!("create {kind}");
+    if administrative(&kind) {
+        return admin(build, "create", &kind);
+    }
+    match kind.as_str() {
+        "table" | "view" | "materialized view" => {
+            c.eat(&["if", "not", "exists"]);
+            let name = c.name()?;
+            build.creation(&name, temporary);
+            defining_query(c, build, &kind)
+        }
+        "index" => {
+            c.eat(&["concurrently"]);
+            c.eat(&["if", "not", "exists"]);
+            if !c.peek()?.is("on") {
+                c.identifier()?;
+            }
+            c.eat(&["on"]).then_some(())?;
+            c.eat(&["only"]);
+            let table = c.name()?;
+            build.relation(Verb::Schema, &table);
+            scan(c.rest(), build);
+            Some(())
+        }
+        "sequence" => {
+            c.eat(&["if", "not", "exists"]);
+            let name = c.name()?;
+            build.creation(&name, temporary);
+            scan(c.rest(), build);
+            Some(())
+        }
+        "schema" => {
+            c.eat(&["if", "not", "exists"]);
+            let name = c.identifier().map(str::to_owned);
+            let owner = c.eat(&["authorization"]).then(|| c.identifier().map(str::to_owned));
+            let name = name.or(owner.clone().flatten())?;
+            build.part(Verb::Schema, named("schema", &name));
+            if owner.is_some() {
+                build.plain(Verb::Admin, "sql:create schema authorization");
+            }
+            c.done().then_some(())
+        }
+        "type" | "domain" => {
+            let name = c.name()?;
+            build.creation(&name, false);
+            // A base type names C functions; only a superuser can, and it changes what values do.
+            if kind == "type" && c.peek().is_some_and(|t| t.is_punct(b'(')) {
+                admin(build, "create", "type")?;
+            }
+            scan(c.rest(), build);
+            Some(())
+        }
+        "function" | "procedure" => {
+            let name = c.name()?;
+            let target = function_target(build, &name, true);
+            build.part(Verb::Schema, target);
+            let arguments = c.group()?;
+            let words: Vec<&str> = c.rest().iter().filter_map(Token::word).collect();
+            if words.windows(2).any(|w| w == ["security", "definer"]) || words.contains(&"definer") {
+                admin(build, "create", "security definer")?;
+            }
+            // Languages that reach past SQL, however quoted.
+            let language = c.rest().windows(2).find(|w| w[0].is("language")).and_then(|w| match &w[1].lexeme {
+                Lexeme::Word(l) | Lexeme::Quoted(l) | Lexeme::Text(l) => Some(l.to_ascii_lowercase()),
+                _ => None,
+            });
+            if language.as_deref().is_some_and(|l| l != "sql" && l != "plpgsql") {
+                admin(build, "create", "function in another language")?;
+            }
+            if words.contains(&"begin") || words.contains(&"return") {
+                build.unknown("function body");
+            }
+            scan(arguments, build);
+            Some(())
+        }
+        "trigger" | "constraint trigger" => {
+            c.identifier()?;
+            let at = c.find("on")?;
+            c = c.skip(at + 1);
+            let table = c.name()?;
+            build.relation(Verb::Schema, &table);
+            // From now on each change of the table by anyone runs the function.
+            let at = c.find("execute")?;
+            let mut e = c.skip(at + 1);
+            (e.eat(&["function"]) || e.eat(&["procedure"])).then_some(())?;
+            let function = e.name()?;
+            let target = function_target(build, &function, false);
+            build.calls.push(function.name);
+            build.part(Verb::Execute, target);
+            scan(&c.rest()[..at], build);
+            Some(())
+        }
+        _ => {
+            build.plain(Verb::Schema, &format!("sql:create {kind}"));
+            scan(c.rest(), build);
+            Some(())
+        }
+    }
+}
+
+/// The rest of CREATE TABLE or VIEW: columns, or the query after AS.
+fn defining_query(c: Cursor<'_>, build: &mut Builder<'_>, kind: &str) -> Option<()> {
+    let verb = build.facts.verb.clone();
+    match c.find("as") {
+        Some(at) => {
+            let definition = c.skip(at + 1);
+            scan(&c.rest()[..at], build);
+            // WITH [NO] DATA, WITH CHECK OPTION.
+            let query = strip_tail(definition.rest());
+            if query.is_empty() {
+                return None;
+            }
+            classify_into(query, build);
+        }
+        None if kind == "table" => scan(c.rest(), build),
+        None => return None,
+    }
+    build.facts.verb = verb;
+    build.kind = StatementKind::Utility;
+    Some(())
+}
+
+fn strip_tail(tokens: &[Token]) -> &[Token] {
+    let tails: [&[&str]; 5] = [
+        &["with", "data"],
+        &["with", "no", "data"],
+        &["with", "check", "option"],
+        &["with", "local", "check", "option"],
+        &["with", "cascaded", "check", "option"],
+    ];
+    for tail in tails {
+        if let Some(at) = tokens.len().checked_sub(tail.len())
+            && tokens[at..].iter().zip(tail).all(|(t, w)| t.is(w))
+        {
+            return &tokens[..at];
+        }
+    }
+    tokens
+}
+
+fn alter(mut c: Cursor<'_>, build: &mut Builder<'_>) -> Option<()> {
+    let kind = object_kind(&mut c)?;
+    build.facts.verb = format!("alter {kind}");
+    if administrative(&kind) {
+        return admin(build, "alter", &kind);
+    }
+    let words: Vec<&str> = c.rest().iter().filter_map(Token::word).collect();
+    let pair = |a: &str, b: &str| words.windows(2).any(|w| w == [a, b]);
+    let rights = pair("owner", "to")
+        || words.contains(&"disable")
+        || words.contains(&"enable")
+        || words.contains(&"force")
+        || words.contains(&"security")
+        || words.contains(&"leakproof");
+    let verb = if rights { Verb::Admin } else { Verb::Schema };
+    match kind.as_str() {
+        "table" | "view" | "materialized view" | "index" | "sequence" | "type" | "domain" => {
+            if c.eat(&["all", "in", "tablespace"]) {
+                return admin(build, "alter", &kind);
+            }
+            c.eat(&["if", "exists"]);
+            c.eat(&["only"]);
+            let name = c.name()?;
+            c.eat_op("*");
+            build.relation(verb, &name);
+            let mut rest = c;
+            if rest.eat(&["attach", "partition"]) || rest.eat(&["detach", "partition"]) {
+                build.relation(Verb::Schema, &rest.name()?);
+            }
+            if c.rest().last().is_some_and(|t| t.is("cascade")) {
+                build.part(Verb::Schema, Target::new("?.?"));
+            }
+            scan(c.rest(), build);
+            Some(())
+        }
+        "schema" => {
+            build.part(verb, named("schema", c.identifier()?));
+            Some(())
+        }
+        "function" | "procedure" | "routine" | "aggregate" => {
+            let name = c.name()?;
+            let target = function_target(build, &name, false);
+            // ALTER FUNCTION ... SET changes what its body means.
+            build.part(if c.find("set").is_some() { Verb::Admin } else { verb }, target);
+            Some(())
+        }
+        _ => {
+            build.plain(verb, &format!("sql:alter {kind}"));
+            Some(())
+        }
+    }
+}
+
+fn drop_(mut c: Cursor<'_>, build: &mut Builder<'_>) -> Option<()> {
+    let kind = object_kind(&mut c)?;
+    build.facts.verb = format!("drop {kind}");
+    match kind.as_str() {
+        "table" | "view" | "materialized view" | "index" | "sequence" | "type" | "domain" | "foreign table" => {
+            c.eat(&["concurrently"]);
+            c.eat(&["if", "exists"]);
+            loop {
+                let name = c.name()?;
+                build.relation(Verb::Schema, &name);
+                if !c.eat_punct(b',') {
+                    break;
+                }
+            }
+        }
+        "schema" => {
+            c.eat(&["if", "exists"]);
+            loop {
+                build.part(Verb::Schema, named("schema", c.identifier()?));
+                if !c.eat_punct(b',') {
+                    break;
+                }
+            }
+        }
+        "function" | "procedure" | "routine" | "aggregate" => {
+            c.eat(&["if", "exists"]);
+            loop {
+                let name = c.name()?;
+                let target = function_target(build, &name, false);
+                build.part(Verb::Schema, target);
+                c.group();
+                if !c.eat_punct(b',') {
+                    break;
+                }
+            }
+        }
+        "trigger" | "policy" | "rule" => {
+            c.eat(&["if", "exists"]);
+            c.identifier()?;
+            c.eat(&["on"]).then_some(())?;
+            // Without its policy or trigger a table is less protected.
+            build.relation(Verb::Admin, &c.name()?);
+        }
+        _ if administrative(&kind) => return admin(build, "drop", &kind),
+        _ => {
+            build.plain(Verb::Schema, &format!("sql:drop {kind}"));
+            return Some(());
+        }
+    }
+    utility::cascade(&mut c, build, Verb::Schema);
+    c.done().then_some(())
+}
+
+/// Words after which a name with parentheses is a relation with columns, not a call.
+const BEFORE_RELATION: &[&str] = &["references", "inherits", "on", "of", "table", "into", "partition"];
+
+/// Finds calls and sub-selects in what a definition holds.
+fn scan(tokens: &[Token], build: &mut Builder<'_>) {
+    if tokens.iter().any(|t| t.is("select")) {
+        build.unknown("sub-select in a definition");
+    }
+    for (i, token) in tokens.iter().enumerate() {
+        let Some(last) = token.identifier() else { continue };
+        let called = tokens.get(i + 1).is_some_and(|t| t.is_punct(b'('));
+        let start = name_start(tokens, i);
+        let before = start.checked_sub(1).and_then(|b| tokens.get(b));
+        if before.is_some_and(|b| b.is("references")) {
+            if tokens.get(i + 1).is_some_and(|t| t.is_punct(b'.')) {
+                continue;
+            }
+            if let Some(name) = Cursor::new(&tokens[start..]).name() {
+                build.relation(Verb::Schema, &name);
+            }
+            continue;
+        }
+        if !called || before.is_some_and(|b| b.word().is_some_and(|w| BEFORE_RELATION.contains(&w))) {
+            continue;
+        }
+        let bare = start == i && token.word().is_some();
+        if (bare && (words::category(last).is_some() || matches!(last, "timestamptz" | "bpchar" | "varbit")))
+            || before.is_some_and(|b| b.is("using"))
+            || !nameable(token)
+        {
+            continue;
+        }
+        let schema = (start < i).then(|| tokens[i - 2].identifier().map(str::to_owned)).flatten();
+        let name = Name { schema, name: last.to_owned(), bare };
+        // A default that draws from a sequence does so when rows come, by those who may add them.
+        let sequence = matches!(last, "nextval" | "currval" | "lastval");
+        let builtin = build.names.function_schema(name.schema.as_deref(), &name.name).as_deref() == Some("pg_catalog");
+        if sequence && builtin && words::builtin(last) != Builtin::Admin {
+            build.calls.push(name.name);
+        } else {
+            build.call(&name);
+        }
+    }
+}
+
+/// Where the qualified name that ends at `i` starts.
+fn name_start(tokens: &[Token], i: usize) -> usize {
+    let mut start = i;
+    while start >= 2 && tokens[start - 1].is_punct(b'.') && tokens[start - 2].identifier().is_some() {
+        start -= 2;
+    }
+    start
+}

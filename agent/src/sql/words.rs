@@ -1,0 +1,197 @@
+//! PostgreSQL's keywords and the reviewed functions, from the lists beside this file.
+
+use std::sync::LazyLock;
+
+/// How the grammar treats a keyword (`pg_get_keywords()`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Category {
+    /// Never an identifier.
+    Reserved,
+    /// May name a function or type, nothing else.
+    TypeOrFunction,
+    /// May name anything but a function or type.
+    Column,
+    /// May name anything.
+    Unreserved,
+}
+
+/// `select word || ' ' || catcode from pg_get_keywords()` of PostgreSQL 15, sorted.
+static KEYWORDS: LazyLock<Vec<(&'static str, Category)>> = LazyLock::new(|| {
+    include_str!("keywords.txt")
+        .lines()
+        .filter_map(|line| {
+            let (word, code) = line.split_once(' ')?;
+            let category = match code {
+                "R" => Category::Reserved,
+                "T" => Category::TypeOrFunction,
+                "C" => Category::Column,
+                _ => Category::Unreserved,
+            };
+            Some((word, category))
+        })
+        .collect()
+});
+
+/// Made by `functions.sql`, sorted.
+static SAFE: LazyLock<Vec<&'static str>> = LazyLock::new(|| include_str!("functions.txt").lines().collect());
+
+/// The category of an unquoted word, `None` if it is no keyword.
+pub(super) fn category(word: &str) -> Option<Category> {
+    KEYWORDS.binary_search_by(|(k, _)| (*k).cmp(word)).ok().map(|i| KEYWORDS[i].1)
+}
+
+/// Whether the unquoted word can never be an identifier.
+pub(super) fn reserved(word: &str) -> bool {
+    category(word) == Some(Category::Reserved)
+}
+
+/// Calls that the grammar itself defines: they name no function that anyone could replace.
+const GRAMMAR_CALLS: &[&str] = &[
+    "coalesce",
+    "current_catalog",
+    "current_date",
+    "current_role",
+    "current_schema",
+    "current_time",
+    "current_timestamp",
+    "current_user",
+    "exists",
+    "extract",
+    "greatest",
+    "grouping",
+    "least",
+    "localtime",
+    "localtimestamp",
+    "normalize",
+    "nullif",
+    "overlay",
+    "position",
+    "row",
+    "session_user",
+    "substring",
+    "treat",
+    "trim",
+    "user",
+    "xmlconcat",
+    "xmlelement",
+    "xmlexists",
+    "xmlforest",
+    "xmlparse",
+    "xmlpi",
+    "xmlroot",
+    "xmlserialize",
+];
+
+/// Whether an unquoted, unqualified call is part of the grammar.
+pub(super) fn grammar_call(word: &str) -> bool {
+    GRAMMAR_CALLS.contains(&word)
+}
+
+/// What calling a function of `pg_catalog` amounts to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Builtin {
+    /// Reviewed: no effect beyond its result.
+    Safe,
+    /// Reaches files, the network, other sessions, or runs text as SQL.
+    Admin,
+    /// Has an effect, or is not known.
+    Other,
+}
+
+/// Names that reach out of the session, by prefix (ends in `*`) or whole. dblink lives in any schema.
+const ADMIN: &[&str] = &[
+    "binary_upgrade_*",
+    "brin_*",
+    "cursor_to_xml*",
+    "database_to_xml*",
+    "dblink*",
+    "gin_clean_pending_list",
+    "http*",
+    "lo_*",
+    "loread",
+    "lowrite",
+    "pg_backup_*",
+    "pg_cancel_backend",
+    "pg_config",
+    "pg_copy_*",
+    "pg_create_*",
+    "pg_current_logfile",
+    "pg_drop_*",
+    "pg_execute_server_program",
+    "pg_extension_config_dump",
+    "pg_file_*",
+    "pg_hba_file_rules",
+    "pg_ident_file_mappings",
+    "pg_import_system_collations",
+    "pg_log_backend_memory_contexts",
+    "pg_logical_*",
+    "pg_ls_*",
+    "pg_promote",
+    "pg_read_*",
+    "pg_reload_conf",
+    "pg_replication_*",
+    "pg_rotate_*",
+    "pg_show_all_file_settings",
+    "pg_signal_*",
+    "pg_sleep*",
+    "pg_start_backup",
+    "pg_stat_file",
+    "pg_stat_get_activity",
+    "pg_stat_get_backend_*",
+    "pg_stat_reset*",
+    "pg_stop_*",
+    "pg_switch_*",
+    "pg_terminate_backend",
+    "pg_wal_*",
+    "pg_write_*",
+    "query_to_xml*",
+    "schema_to_xml*",
+    "set_config",
+    "table_to_xml*",
+    "ts_rewrite",
+    "ts_stat",
+    "xpath_table",
+];
+
+/// Whether the name is of a function that reaches out of the session, whatever its schema.
+pub(super) fn admin_function(name: &str) -> bool {
+    ADMIN.iter().any(|pattern| match pattern.strip_suffix('*') {
+        Some(prefix) => name.starts_with(prefix),
+        None => name == *pattern,
+    })
+}
+
+/// Judges a function of `pg_catalog` by its name.
+pub(super) fn builtin(name: &str) -> Builtin {
+    // A safe name may share a prefix with dangerous ones (`brin_minmax_...` are internal), so safety is looked up first
+    // only where no dangerous pattern matches.
+    if admin_function(name) {
+        Builtin::Admin
+    } else if SAFE.binary_search(&name).is_ok() {
+        Builtin::Safe
+    } else {
+        Builtin::Other
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lists_are_sorted_and_hold_what_they_must() {
+        assert!(SAFE.windows(2).all(|w| w[0] < w[1]));
+        assert!(KEYWORDS.windows(2).all(|w| w[0].0 < w[1].0));
+        for name in ["lower", "count", "now", "row_number", "pg_get_viewdef", "format_type", "random"] {
+            assert_eq!(builtin(name), Builtin::Safe, "{name}");
+        }
+        for name in ["pg_read_file", "query_to_xml", "table_to_xmlschema", "lo_import", "pg_sleep", "set_config"] {
+            assert_eq!(builtin(name), Builtin::Admin, "{name}");
+        }
+        for name in ["nextval", "setval", "pg_advisory_lock", "pg_notify", "nosuch"] {
+            assert_eq!(builtin(name), Builtin::Other, "{name}");
+        }
+        assert!(reserved("only") && !reserved("set") && !reserved("email"));
+        assert!(GRAMMAR_CALLS.iter().all(|w| category(w).is_some()));
+    }
+}
