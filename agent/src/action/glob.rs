@@ -165,6 +165,17 @@ impl Glob {
         false
     }
 
+    /// How many segments a text needs to match; `None` where `**` leaves that open.
+    pub fn segments(&self) -> Option<usize> {
+        let open = self.tokens.contains(&Token::DoubleStar);
+        (!open).then(|| 1 + self.tokens.iter().filter(|token| **token == Token::Separator).count())
+    }
+
+    /// Whether the pattern names the kind of a target (`fn:`).
+    pub fn names_kind(&self) -> bool {
+        self.tokens.contains(&Token::Colon)
+    }
+
     /// The segments before the first one with a wildcard, without the separator that ends them; all but the last
     /// segment where there is no wildcard. For a path, the folder below which everything that can match lives.
     pub fn parent(&self) -> &str {

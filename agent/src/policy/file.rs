@@ -1,0 +1,252 @@
+//! The format of a policy file, as serde reads it and as the JSON schema describes it.
+
+use std::{borrow::Cow, fmt, marker::PhantomData, ops::Range, path::PathBuf};
+
+use schemars::{JsonSchema, Schema, SchemaGenerator};
+use serde::{
+    Deserialize, Deserializer,
+    de::{self, SeqAccess, Visitor, value::SeqAccessDeserializer},
+};
+
+use super::{Autonomy, ClientTls, Effect, HoldScope, Reviewer, Tier, TlsMode, duration::Span};
+use crate::action::{Detector, MaskWith, Verb};
+
+/// The policy of one workload.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+#[schemars(title = "Portcullis policy")]
+pub(super) struct File {
+    /// The workload that this file is for.
+    pub(super) workload: At<Workload>,
+    /// Backends that the workload may reach.
+    #[serde(default)]
+    pub(super) upstream: Vec<At<Upstream>>,
+    /// What it may do there. Nothing matches: deny. Several match: the strictest effect wins, whatever the order.
+    #[serde(default)]
+    pub(super) rule: Vec<At<Rule>>,
+    /// What it must not see.
+    #[serde(default)]
+    pub(super) mask: Vec<At<Mask>>,
+}
+
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Workload {
+    /// Letters, digits, `.`, `_` and `-`.
+    pub(super) name: At<String>,
+    /// Glob over cgroup paths, relative to the cgroup2 root.
+    pub(super) cgroup: At<String>,
+    /// Tenant for records.
+    pub(super) tenant: Option<At<String>>,
+    /// The least strictness for everything that is not a read. Default: `confirm`.
+    pub(super) autonomy: Option<Autonomy>,
+    #[serde(default)]
+    pub(super) session: Session,
+}
+
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Session {
+    /// Longest life of a session.
+    pub(super) ttl: Option<Span>,
+    /// Whether `portcullis run` must be given an intent.
+    #[serde(default)]
+    pub(super) require_intent: bool,
+}
+
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Upstream {
+    /// Letters, digits, `.`, `_` and `-`.
+    pub(super) name: At<String>,
+    /// `postgres`.
+    pub(super) protocol: At<String>,
+    /// `host:port`, one or several.
+    pub(super) address: At<Several<String>>,
+    /// Databases that may be asked for. Default: any.
+    pub(super) databases: Option<At<Vec<At<String>>>>,
+    /// Preset of rules. Rules of this file only add strictness to it, unless they name it.
+    pub(super) tier: Option<At<Tier>>,
+    /// TLS toward the upstream. Default: `verify-full`.
+    pub(super) tls: Option<At<Tls>>,
+    /// TLS between the client and the enforcer. Default: `offer`.
+    #[serde(default)]
+    pub(super) client_tls: ClientTls,
+    /// How the enforcer logs in. Default: without a secret.
+    pub(super) credential: Option<At<Credential>>,
+}
+
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Tls {
+    /// As libpq's `sslmode`. Default: `verify-full`.
+    pub(super) mode: Option<TlsMode>,
+    /// PEM file of trusted roots. Default: the system's.
+    pub(super) ca: Option<At<PathBuf>>,
+    /// PEM file of the client certificate.
+    pub(super) cert: Option<At<PathBuf>>,
+    /// PEM file of the client certificate's key.
+    pub(super) key: Option<At<PathBuf>>,
+}
+
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Credential {
+    /// Where the secret comes from.
+    pub(super) source: CredentialKind,
+    /// Login name at the upstream.
+    pub(super) user: Option<At<String>>,
+    /// `file`: where it is. A relative path is looked up in `$CREDENTIALS_DIRECTORY`.
+    pub(super) path: Option<At<PathBuf>>,
+    /// `exec`: program and arguments, no shell.
+    pub(super) argv: Option<At<Vec<String>>>,
+    /// `exec`: how long the program may take. Default: `10s`.
+    pub(super) timeout: Option<At<Span>>,
+}
+
+/// A kind of secret source.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum CredentialKind {
+    /// No secret.
+    None,
+    /// The first line of a file.
+    File,
+    /// The output of a program.
+    Exec,
+}
+
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Rule {
+    /// A sentence for people; unique in the file.
+    pub(super) name: At<String>,
+    /// One upstream or several. Default: every one of the file.
+    pub(super) upstream: Option<At<Several<String>>>,
+    /// Only upstreams of this protocol.
+    pub(super) protocol: Option<At<String>>,
+    /// Default: every verb; `unknown` is then refused but never let through.
+    pub(super) verbs: Option<At<Vec<At<Verb>>>>,
+    /// Globs over targets. Default: every target.
+    pub(super) targets: Option<At<Vec<At<String>>>>,
+    /// Globs over targets that the rule does not match.
+    pub(super) except: Option<At<Vec<At<String>>>>,
+    /// A CEL expression over `sql`, `workload`, `session`, `upstream` and `database`.
+    pub(super) when: Option<At<String>>,
+    /// What to do.
+    pub(super) effect: Effect,
+    /// One sentence for whoever is refused or held.
+    pub(super) reason: Option<At<String>>,
+    /// `hold`: who may decide, `user:NAME` or `group:NAME`. Default: those of the daemon's settings.
+    pub(super) reviewers: Option<At<Vec<At<Reviewer>>>>,
+    /// `hold`: how many distinct reviewers. Default: `one`.
+    pub(super) required: Option<At<Required>>,
+    /// `hold`: how long a command waits. Default: `15m`.
+    pub(super) expires: Option<At<Span>>,
+    /// `hold`: how long an approval reaches. Default: `command`.
+    pub(super) scope: Option<At<HoldScope>>,
+    /// Names the tier of its upstreams: where this rule matches, it stands in place of that tier.
+    pub(super) tier: Option<At<Tier>>,
+}
+
+/// How many distinct reviewers must approve.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum Required {
+    /// One.
+    One,
+    /// Two.
+    Two,
+}
+
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Mask {
+    /// One upstream or several. Default: every one of the file.
+    pub(super) upstream: Option<At<Several<String>>>,
+    /// Globs over `schema.table.column`; what is left out on the left may be anything.
+    pub(super) columns: Option<At<Vec<At<String>>>>,
+    /// Kinds of values found by their looks.
+    pub(super) detect: Option<At<Vec<At<Detector>>>>,
+    /// What takes the value's place.
+    pub(super) with: MaskWith,
+}
+
+/// A value and where it stands in the file.
+#[derive(Clone, Debug)]
+pub(super) struct At<T> {
+    pub(super) span: Range<usize>,
+    pub(super) value: T,
+}
+
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for At<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let spanned = toml::Spanned::deserialize(deserializer)?;
+        Ok(Self { span: spanned.span(), value: spanned.into_inner() })
+    }
+}
+
+impl<T: JsonSchema> JsonSchema for At<T> {
+    fn inline_schema() -> bool {
+        T::inline_schema()
+    }
+
+    fn schema_name() -> Cow<'static, str> {
+        T::schema_name()
+    }
+
+    fn schema_id() -> Cow<'static, str> {
+        T::schema_id()
+    }
+
+    fn json_schema(generator: &mut SchemaGenerator) -> Schema {
+        T::json_schema(generator)
+    }
+}
+
+/// One value, or a list of them.
+#[derive(Clone, Debug, JsonSchema)]
+#[schemars(untagged)]
+pub(super) enum Several<T> {
+    One(T),
+    Many(Vec<At<T>>),
+}
+
+impl Several<String> {
+    /// Each value with its place; `span` is that of the whole.
+    pub(super) fn each(&self, span: &Range<usize>) -> Vec<At<String>> {
+        match self {
+            Self::One(value) => vec![At { span: span.clone(), value: value.clone() }],
+            Self::Many(values) => values.clone(),
+        }
+    }
+}
+
+impl<'de, T: Deserialize<'de> + From<String>> Deserialize<'de> for Several<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct OneOrMany<T>(PhantomData<T>);
+
+        impl<'de, T: Deserialize<'de> + From<String>> Visitor<'de> for OneOrMany<T> {
+            type Value = Several<T>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a string or a list of strings")
+            }
+
+            fn visit_str<E: de::Error>(self, value: &str) -> Result<Several<T>, E> {
+                Ok(Several::One(value.to_owned().into()))
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, values: A) -> Result<Several<T>, A::Error> {
+                Vec::deserialize(SeqAccessDeserializer::new(values)).map(Several::Many)
+            }
+        }
+
+        deserializer.deserialize_any(OneOrMany(PhantomData))
+    }
+}
+
+/// The JSON schema of a policy file, for editors.
+pub fn schema() -> serde_json::Value {
+    schemars::schema_for!(File).into()
+}
