@@ -14,6 +14,7 @@ mod fit;
 mod known;
 mod stream;
 #[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 mod tests;
 mod token;
 

@@ -29,8 +29,11 @@ const ADDRESS_LIMIT: Duration = Duration::from_secs(3);
 /// Addresses of names, kept for a short while. Failures are not kept.
 #[derive(Default)]
 pub(super) struct Names {
-    answers: Mutex<HashMap<Box<str>, (Instant, Vec<IpAddr>)>>,
+    answers: Mutex<HashMap<Box<str>, Answer>>,
 }
+
+/// When it was given, and what.
+type Answer = (Instant, Vec<IpAddr>);
 
 impl Names {
     /// Cancel safe.

@@ -7,6 +7,7 @@ pub mod ca;
 mod dial;
 pub mod listener;
 #[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 mod tests;
 mod tls;
 

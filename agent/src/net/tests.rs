@@ -521,7 +521,7 @@ async fn dialing_reaches_a_listener_or_says_why_not() {
         let net = net();
         let address = format!("{host}:{}", address.port());
         let (dialed, accepted) = tokio::join!(net.dial(&address), listener.accept());
-        let (mut dialed, mut accepted) = (dialed.ok().expect(host), accepted.unwrap().0);
+        let (mut dialed, mut accepted) = (dialed.expect(host), accepted.unwrap().0);
         dialed.write_all(b"x").await.unwrap();
         assert_eq!(accepted.read_u8().await.unwrap(), b'x');
     }

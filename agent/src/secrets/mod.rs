@@ -9,6 +9,7 @@
 mod exec;
 mod file;
 #[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 mod tests;
 
 use std::{

@@ -26,6 +26,8 @@ fn shell(script: &str) -> CredentialRef {
 }
 
 fn write(path: &Path, bytes: impl AsRef<[u8]>, mode: u32) {
+    // A file that its owner may not write is made anew.
+    let _ = fs::remove_file(path);
     fs::write(path, bytes).unwrap();
     fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
 }
