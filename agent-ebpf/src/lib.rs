@@ -1,2 +1,93 @@
 //! Types shared between the BPF programs and the agent: `repr(C)`, padded by hand, `u32` instead of `bool`.
+//!
+//! A change to any of these is a change of [`LAYOUT`]: maps outlive the process that made them, and one made with
+//! another layout must never be taken for one of ours.
 #![cfg_attr(not(feature = "user"), no_std)]
+
+/// Version of every type and map in this crate; part of the folder where maps are pinned.
+pub const LAYOUT: u32 = 1;
+
+/// A heartbeat older than this (nanoseconds) means that no enforcer is alive, and every connect is refused.
+pub const HEARTBEAT_STALE_NS: u64 = 2_000_000_000;
+
+/// How many connections may be between their first packet and their acceptance at one time. Past it a connection has
+/// no origin and the enforcer closes it.
+pub const MAX_TUPLES: usize = 65_536;
+
+/// How many sessions may be known at one time.
+pub const MAX_SESSIONS: usize = 65_536;
+
+/// `AF_INET`.
+pub const AF_INET: u32 = 2;
+/// `AF_INET6`.
+pub const AF_INET6: u32 = 10;
+
+/// Where governed connections are sent: the enforcer's listeners. A port of 0 means that there is none of that family.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Enforcer {
+    /// IPv4 address, network byte order.
+    pub v4: u32,
+    /// TCP port of the IPv4 listener, host byte order.
+    pub v4_port: u32,
+    /// IPv6 address, each word in network byte order.
+    pub v6: [u32; 4],
+    /// TCP port of the IPv6 listener, host byte order.
+    pub v6_port: u32,
+    /// Always 0.
+    pub pad: u32,
+}
+
+/// Where a client wanted to go, and who it is, as seen at `connect()`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RawOrigin {
+    /// [`AF_INET`] or [`AF_INET6`]: the family of the client's socket, so a mapped address stays mapped.
+    pub family: u32,
+    /// TCP port, host byte order.
+    pub port: u32,
+    /// Address in network byte order; IPv4 in the first word.
+    pub address: [u32; 4],
+    /// cgroup of the task that called `connect()`: the identity.
+    pub cgroup_id: u64,
+    /// Network namespace of the socket.
+    pub netns_cookie: u64,
+    /// Process id (thread group). A hint: kernel threads connect for io_uring.
+    pub pid: u32,
+    /// Real user id in the initial user namespace. A hint.
+    pub uid: u32,
+    /// Name of the task. A hint.
+    pub comm: [u8; 16],
+}
+
+/// One TCP connection as its client sees it. IPv4 addresses are kept in mapped form, so a mapped socket and a plain
+/// one are the same connection to the listener.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Tuple {
+    /// Network namespace: the same addresses may be in use in several.
+    pub netns_cookie: u64,
+    /// Client's address, network byte order.
+    pub client: [u32; 4],
+    /// Listener's address, network byte order.
+    pub server: [u32; 4],
+    /// Client's port, host byte order.
+    pub client_port: u32,
+    /// Listener's port, host byte order.
+    pub server_port: u32,
+}
+
+#[cfg(feature = "user")]
+mod user {
+    // SAFETY: repr(C), no padding (checked below), no pointers, any bit pattern is a value.
+    unsafe impl aya::Pod for super::Enforcer {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for super::RawOrigin {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for super::Tuple {}
+}
+
+// The sum of the fields is the size: there is no hidden padding whose content would leak or compare unequal.
+const _: () = assert!(size_of::<Enforcer>() == 4 + 4 + 16 + 4 + 4);
+const _: () = assert!(size_of::<RawOrigin>() == 4 + 4 + 16 + 8 + 8 + 4 + 4 + 16);
+const _: () = assert!(size_of::<Tuple>() == 8 + 16 + 16 + 4 + 4);

@@ -1,1 +1,33 @@
-fn main() {}
+//! `cargo xtask`: what the project needs beside `cargo build`. One file per subcommand.
+
+mod build;
+mod build_ebpf;
+mod setup;
+mod shell;
+
+use clap::{Parser, Subcommand};
+
+#[derive(Parser)]
+#[command(name = "cargo xtask", about = "Set up, build and test Portcullis")]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Install what building and testing need and this machine lacks
+    Setup(setup::Arguments),
+    /// Build the BPF object
+    BuildEbpf,
+    /// Build the binary with its BPF programs inside
+    Build(build::Arguments),
+}
+
+fn main() -> anyhow::Result<()> {
+    match Arguments::parse().command {
+        Command::Setup(arguments) => setup::run(&arguments),
+        Command::BuildEbpf => build_ebpf::run().map(|_| ()),
+        Command::Build(arguments) => build::run(&arguments).map(|_| ()),
+    }
+}

@@ -1,0 +1,128 @@
+//! `connect4`, `connect6`: send a governed connection to the enforcer, and keep where it wanted to go.
+//!
+//! Plain TCP, TCP Fast Open, io_uring and sockets with mapped addresses all come through here. What is refused gets
+//! ECONNREFUSED, as from a closed port, so that clients report it as they report a dead server.
+
+use aya_ebpf::{
+    bindings::bpf_sock_addr,
+    helpers::generated::{
+        bpf_get_current_cgroup_id, bpf_get_current_comm, bpf_get_current_pid_tgid, bpf_get_current_uid_gid,
+        bpf_get_netns_cookie, bpf_set_retval,
+    },
+    macros::cgroup_sock_addr,
+    programs::SockAddrContext,
+};
+use core::ptr::{addr_of, read_volatile, write_volatile};
+use portcullis_ebpf::{AF_INET, AF_INET6, Enforcer, RawOrigin};
+
+use crate::{ALLOW, REFUSE, maps};
+
+const ECONNREFUSED: i32 = 111;
+const SOCK_STREAM: u32 = 1;
+const IPPROTO_TCP: u32 = 6;
+/// Third word of a mapped address, `::ffff:0:0/96`, network byte order.
+const MAPPED: u32 = 0xffff_u32.to_be();
+
+#[cgroup_sock_addr(connect4)]
+pub fn connect4(cx: SockAddrContext) -> i32 {
+    let ctx = cx.sock_addr;
+    // SAFETY: `ctx` is the program's context; volatile, so that each field is read in its own width.
+    let (ip, port) = unsafe { (read_volatile(addr_of!((*ctx).user_ip4)), read_volatile(addr_of!((*ctx).user_port))) };
+    let Some(enforcer) = admitted(ctx, AF_INET, [ip, 0, 0, 0], port) else { return refuse() };
+    let (v4, v4_port) = (enforcer.v4, enforcer.v4_port);
+    if v4_port == 0 {
+        return refuse();
+    }
+    // SAFETY: both fields may be written by this program type.
+    unsafe {
+        write_volatile(&raw mut (*ctx).user_ip4, v4);
+        write_volatile(&raw mut (*ctx).user_port, u32::from((v4_port as u16).to_be()));
+    }
+    ALLOW
+}
+
+#[cgroup_sock_addr(connect6)]
+pub fn connect6(cx: SockAddrContext) -> i32 {
+    let ctx = cx.sock_addr;
+    // SAFETY: as in `connect4`.
+    let (ip, port) = unsafe {
+        (
+            [
+                read_volatile(addr_of!((*ctx).user_ip6[0])),
+                read_volatile(addr_of!((*ctx).user_ip6[1])),
+                read_volatile(addr_of!((*ctx).user_ip6[2])),
+                read_volatile(addr_of!((*ctx).user_ip6[3])),
+            ],
+            read_volatile(addr_of!((*ctx).user_port)),
+        )
+    };
+    let Some(enforcer) = admitted(ctx, AF_INET6, ip, port) else { return refuse() };
+    // A socket that was bound to a mapped address can only reach another one, so mapped stays mapped.
+    let mapped = ip[0] == 0 && ip[1] == 0 && ip[2] == MAPPED;
+    let (to, to_port) =
+        if mapped { ([0, 0, MAPPED, enforcer.v4], enforcer.v4_port) } else { (enforcer.v6, enforcer.v6_port) };
+    if to_port == 0 {
+        return refuse();
+    }
+    // SAFETY: all of these may be written by this program type.
+    unsafe {
+        write_volatile(&raw mut (*ctx).user_ip6[0], to[0]);
+        write_volatile(&raw mut (*ctx).user_ip6[1], to[1]);
+        write_volatile(&raw mut (*ctx).user_ip6[2], to[2]);
+        write_volatile(&raw mut (*ctx).user_ip6[3], to[3]);
+        write_volatile(&raw mut (*ctx).user_port, u32::from((to_port as u16).to_be()));
+    }
+    ALLOW
+}
+
+/// The enforcer, if this connection may go to it: TCP, not tied to a device, of a known session, enforcer alive. The
+/// origin is kept with the socket.
+#[inline(always)]
+fn admitted(ctx: *mut bpf_sock_addr, family: u32, address: [u32; 4], port: u32) -> Option<&'static Enforcer> {
+    // SAFETY: as in `connect4`; the socket of a sock_addr context is never null, and checked all the same.
+    let (kind, protocol, sk) = unsafe {
+        (
+            read_volatile(addr_of!((*ctx).type_)),
+            read_volatile(addr_of!((*ctx).protocol)),
+            read_volatile(addr_of!((*ctx).__bindgen_anon_1.sk)),
+        )
+    };
+    if kind != SOCK_STREAM || protocol != IPPROTO_TCP || sk.is_null() {
+        return None;
+    }
+    // SAFETY: `sk` is not null, and this field may be read.
+    if unsafe { read_volatile(addr_of!((*sk).bound_dev_if)) } != 0 || !maps::alive() {
+        return None;
+    }
+    // SAFETY: helpers without preconditions; the context is the program's own, the buffer as long as it says.
+    let origin = unsafe {
+        let cgroup_id = bpf_get_current_cgroup_id();
+        if !maps::is_session(cgroup_id) {
+            return None;
+        }
+        let mut comm = [0_u8; 16];
+        bpf_get_current_comm(comm.as_mut_ptr().cast(), 16);
+        RawOrigin {
+            family,
+            port: u32::from(u16::from_be(port as u16)),
+            address,
+            cgroup_id,
+            netns_cookie: bpf_get_netns_cookie(ctx.cast()),
+            pid: (bpf_get_current_pid_tgid() >> 32) as u32,
+            uid: bpf_get_current_uid_gid() as u32,
+            comm,
+        }
+    };
+    // SAFETY: `sk` is the context's socket, not null.
+    if !unsafe { maps::keep_origin(sk.cast(), &origin) } {
+        return None;
+    }
+    maps::enforcer()
+}
+
+#[inline(always)]
+fn refuse() -> i32 {
+    // SAFETY: a helper without preconditions. Where it fails the kernel answers EPERM, which refuses as well.
+    unsafe { bpf_set_retval(-ECONNREFUSED) };
+    REFUSE
+}

@@ -1,0 +1,87 @@
+//! Maps, and the few helper calls on them that aya does not offer for every program type.
+
+use aya_ebpf::{
+    bindings::BPF_SK_STORAGE_GET_F_CREATE,
+    btf_maps::{Array, HashMap, SkStorage},
+    helpers::{generated::bpf_sk_storage_get, generated::bpf_ktime_get_ns},
+    macros::btf_map,
+};
+use core::{ffi::c_void, ptr};
+use portcullis_ebpf::{Enforcer, HEARTBEAT_STALE_NS, MAX_SESSIONS, MAX_TUPLES, RawOrigin, Tuple};
+
+/// Entry 0: the enforcer's listeners.
+#[btf_map]
+pub static ENFORCER: Array<Enforcer, 1> = Array::new();
+
+/// Entry 0: the monotonic time, in nanoseconds, at which the enforcer last said that it is alive.
+#[btf_map]
+pub static HEARTBEAT: Array<u64, 1> = Array::new();
+
+/// cgroup ids of running sessions. A task in a governed cgroup that is not here connects nowhere.
+#[btf_map]
+pub static SESSIONS: HashMap<u64, u32, MAX_SESSIONS> = HashMap::new();
+
+/// Origin of a socket: of a client's own, from `connect()` on; of an accepted one in the enforcer, from the handshake on.
+#[btf_map]
+pub static ORIGINS: SkStorage<RawOrigin> = SkStorage::new();
+
+/// Origins on their way from the client's socket to the accepted one.
+#[btf_map]
+pub static TUPLES: HashMap<Tuple, RawOrigin, MAX_TUPLES> = HashMap::new();
+
+/// The enforcer's listeners, or `None` before it has said where they are.
+#[inline(always)]
+pub fn enforcer() -> Option<&'static Enforcer> {
+    ENFORCER.get(0)
+}
+
+/// Whether an enforcer is alive.
+#[inline(always)]
+pub fn alive() -> bool {
+    let Some(beat) = HEARTBEAT.get(0) else { return false };
+    // Read before the clock, and exactly once, or a beat in between would look like one from the future.
+    // SAFETY: a map value is valid while the program runs.
+    let beat = unsafe { ptr::read_volatile(beat) };
+    // SAFETY: the helper takes no argument and has no precondition.
+    let now = unsafe { bpf_ktime_get_ns() };
+    beat != 0 && now.wrapping_sub(beat) < HEARTBEAT_STALE_NS
+}
+
+/// Whether the cgroup belongs to a running session.
+#[inline(always)]
+pub fn is_session(cgroup_id: u64) -> bool {
+    // SAFETY: only the presence is used, never the value, so a concurrent removal cannot be seen half done.
+    unsafe { SESSIONS.get(&cgroup_id) }.is_some()
+}
+
+/// The origin kept with a socket, if there is one.
+///
+/// # Safety
+/// `sk` must be a socket that the kernel handed to the program, checked for null.
+#[inline(always)]
+pub unsafe fn origin_of(sk: *mut c_void) -> Option<&'static RawOrigin> {
+    // SAFETY: the map is an SK_STORAGE map and `sk` a socket; the result is null or a value of the map.
+    unsafe { bpf_sk_storage_get(storage(), sk, ptr::null_mut(), 0).cast::<RawOrigin>().as_ref() }
+}
+
+/// Keeps an origin with a socket, over an older one. False when the kernel had no memory for it.
+///
+/// # Safety
+/// As for [`origin_of`].
+#[inline(always)]
+pub unsafe fn keep_origin(sk: *mut c_void, origin: &RawOrigin) -> bool {
+    let value = ptr::from_ref(origin).cast_mut();
+    // SAFETY: as above; `value` is as long as the map's values.
+    unsafe {
+        let kept = bpf_sk_storage_get(storage(), sk, value.cast(), BPF_SK_STORAGE_GET_F_CREATE as u64);
+        let Some(kept) = kept.cast::<RawOrigin>().as_mut() else { return false };
+        // The value is only used when the storage is new; a socket may connect a second time.
+        *kept = *origin;
+    }
+    true
+}
+
+#[inline(always)]
+fn storage() -> *mut c_void {
+    (&raw const ORIGINS).cast_mut().cast()
+}

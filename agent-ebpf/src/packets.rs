@@ -1,0 +1,104 @@
+//! `egress`, `ingress`: the last word. Whatever road a packet found to here, it goes to the enforcer's listener over
+//! the loopback device, or nowhere; and comes from there, or from nowhere.
+//!
+//! The packet itself is parsed: the fields of its socket lie when a device is bound or a routing header sends the
+//! packet elsewhere. Verdicts of parent and child cgroups are combined with AND, so no child can undo this.
+
+use aya_ebpf::{macros::cgroup_skb, programs::SkBuffContext};
+use core::ptr::{addr_of, read_volatile};
+
+use crate::{ALLOW, REFUSE, maps};
+
+/// The loopback device has this index in every network namespace.
+const LOOPBACK_IFINDEX: u32 = 1;
+const IPPROTO_TCP: u8 = 6;
+/// More-fragments flag and fragment offset.
+const FRAGMENT: u16 = 0x3fff;
+
+#[cgroup_skb(egress)]
+pub fn egress(cx: SkBuffContext) -> i32 {
+    if on_loopback(&cx) && matches_enforcer(&cx, End::Destination) { ALLOW } else { REFUSE }
+}
+
+#[cgroup_skb(ingress)]
+pub fn ingress(cx: SkBuffContext) -> i32 {
+    if on_loopback(&cx) && matches_enforcer(&cx, End::Source) { ALLOW } else { REFUSE }
+}
+
+#[derive(Clone, Copy)]
+enum End {
+    Source,
+    Destination,
+}
+
+#[inline(always)]
+fn on_loopback(cx: &SkBuffContext) -> bool {
+    // SAFETY: the context is the program's own.
+    unsafe { read_volatile(addr_of!((*cx.skb.skb).ifindex)) == LOOPBACK_IFINDEX }
+}
+
+/// Whether this is TCP over IPv4 without options or fragments, or over IPv6 without extension headers, with one of the
+/// enforcer's listeners at that end. Words are compared as they lie in the packet, in network byte order.
+#[inline(always)]
+fn matches_enforcer(cx: &SkBuffContext, end: End) -> bool {
+    let Some(enforcer) = maps::enforcer() else { return false };
+    let Ok(first) = cx.load::<[u8; 4]>(0) else { return false };
+    match first[0] >> 4 {
+        4 => {
+            let Ok(header) = cx.load::<Ipv4>(0) else { return false };
+            let Ok(ports) = cx.load::<[u16; 2]>(20) else { return false };
+            let (address, port) = match end {
+                End::Source => (header.source, ports[0]),
+                End::Destination => (header.destination, ports[1]),
+            };
+            header.version_ihl == 0x45
+                && u16::from_be(header.fragment) & FRAGMENT == 0
+                && header.protocol == IPPROTO_TCP
+                && enforcer.v4_port != 0
+                && address == enforcer.v4
+                && u32::from(u16::from_be(port)) == enforcer.v4_port
+        }
+        6 => {
+            let Ok(header) = cx.load::<Ipv6>(0) else { return false };
+            let Ok(ports) = cx.load::<[u16; 2]>(40) else { return false };
+            let (address, port) = match end {
+                End::Source => (header.source, ports[0]),
+                End::Destination => (header.destination, ports[1]),
+            };
+            header.next == IPPROTO_TCP
+                && enforcer.v6_port != 0
+                && address[0] == enforcer.v6[0]
+                && address[1] == enforcer.v6[1]
+                && address[2] == enforcer.v6[2]
+                && address[3] == enforcer.v6[3]
+                && u32::from(u16::from_be(port)) == enforcer.v6_port
+        }
+        _ => false,
+    }
+}
+
+/// RFC 791, section 3.1.
+#[repr(C)]
+struct Ipv4 {
+    version_ihl: u8,
+    tos: u8,
+    length: u16,
+    id: u16,
+    fragment: u16,
+    ttl: u8,
+    protocol: u8,
+    checksum: u16,
+    source: u32,
+    destination: u32,
+}
+
+/// RFC 8200, section 3.
+#[repr(C)]
+struct Ipv6 {
+    version_class_flow: u32,
+    length: u16,
+    next: u8,
+    hops: u8,
+    source: [u32; 4],
+    destination: [u32; 4],
+}

@@ -1,0 +1,29 @@
+//! `cargo xtask build`: the binary with its BPF programs inside.
+
+use std::path::PathBuf;
+
+use anyhow::Result;
+
+use crate::{build_ebpf, shell};
+
+#[derive(clap::Args)]
+pub struct Arguments {
+    /// Build without optimisation
+    #[arg(long)]
+    debug: bool,
+}
+
+/// Builds the BPF object, then the binary; returns the path of the binary.
+pub fn run(arguments: &Arguments) -> Result<PathBuf> {
+    let object = build_ebpf::run()?;
+    let mut cargo = shell::cargo();
+    cargo.args(["build", "--locked", "--package", "portcullis", "--bin", "portcullis"]);
+    if !arguments.debug {
+        cargo.arg("--release");
+    }
+    shell::run(cargo.env("PORTCULLIS_EBPF", object))?;
+    let profile = if arguments.debug { "debug" } else { "release" };
+    let binary = shell::target_dir().join(profile).join("portcullis");
+    println!("{}", binary.display());
+    Ok(binary)
+}
