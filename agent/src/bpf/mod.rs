@@ -1,1 +1,458 @@
-//! TODO
+//! The kernel side: load the programs, attach them to governed cgroups, keep them there, and read origins.
+//!
+//! Every link and map is pinned, so that enforcement does not depend on this process: with the daemon dead the pinned
+//! programs find a stale heartbeat and refuse every connect, and the packet filters know no road but to a listener that
+//! is gone. A new daemon takes the pinned links over and replaces their programs in one step each, so that there is no
+//! moment without enforcement. Known sessions are forgotten then, and must be allowed again by whoever restored them.
+//!
+//! The program that gives accepted sockets their origin is attached to the enforcer's own cgroup, because sockets are
+//! known by the cgroup they were made in. So the daemon must be in a cgroup of its own (below the root, where a hook
+//! would see the whole host) before it makes its listeners. That link is not pinned: it is of no use without them.
+//!
+//! The failure mode is refusal: a half-attached cgroup reaches nothing, a full table loses origins, and a connection
+//! without an origin is closed.
+
+mod error;
+mod hooks;
+mod origin;
+mod pins;
+mod sys;
+#[cfg(test)]
+mod tests;
+
+pub use error::{BpfError, Problem};
+pub use origin::{Origin, OriginError};
+
+use std::{
+    collections::BTreeMap,
+    fs::{self, File},
+    io,
+    net::{IpAddr, SocketAddr, SocketAddrV4, SocketAddrV6},
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    path::{Path, PathBuf},
+    sync::{Mutex, MutexGuard, PoisonError},
+};
+
+use aya::{
+    Ebpf, EbpfLoader, Pod,
+    maps::{Array, HashMap, Map, MapData, MapError, SkStorage},
+};
+use portcullis_ebpf::{Enforcer, RawOrigin};
+
+use self::{
+    hooks::{ACCEPTED, GOVERNED, Loaded, REDIRECTS},
+    pins::Pins,
+    sys::Attached,
+};
+use crate::identity::cgroup_id;
+
+/// The programs, or nothing where the binary was built without them.
+static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/portcullis-ebpf"));
+
+/// What the kernel side needs to know.
+#[derive(Clone, Debug)]
+pub struct KernelSettings {
+    /// Folder for pinned objects; one for each daemon. Chosen where absent: see [`KernelSettings::pin_dir`].
+    pub pin_dir: Option<PathBuf>,
+    /// The daemon's runtime folder.
+    pub runtime_dir: PathBuf,
+    /// Mount of the cgroup2 tree.
+    pub cgroup_root: PathBuf,
+}
+
+impl KernelSettings {
+    /// The folder of pinned objects: as set, else below `/sys/fs/bpf` if that is a bpffs, else `bpf` in the runtime
+    /// folder, where one is mounted.
+    pub fn pin_dir(&self) -> PathBuf {
+        self.pin_dir.clone().unwrap_or_else(|| pins::default_dir(&self.runtime_dir))
+    }
+}
+
+/// Ends all enforcement that was pinned under these settings and removes its traces. For uninstalling and for tests; the
+/// daemon must not be running.
+pub fn remove_pins(settings: &KernelSettings) -> io::Result<()> {
+    pins::remove(&settings.pin_dir())
+}
+
+/// The kernel side of one daemon. Dropping it ends nothing: pinned links enforce on.
+pub struct Kernel {
+    pins: Pins,
+    cgroup_root: PathBuf,
+    /// In the order of [`GOVERNED`].
+    programs: Vec<Loaded>,
+    accepted: Loaded,
+    maps: Maps,
+    own: Mutex<Option<Own>>,
+    /// Governed cgroups: id to path.
+    governed: Mutex<BTreeMap<u64, PathBuf>>,
+}
+
+struct Maps {
+    enforcer: Mutex<Array<MapData, Enforcer>>,
+    heartbeat: Mutex<Array<MapData, u64>>,
+    sessions: Mutex<HashMap<MapData, u64, u32>>,
+    origins: SkStorage<MapData, RawOrigin>,
+}
+
+/// What the enforcer said of itself.
+#[derive(Debug)]
+struct Own {
+    v4: SocketAddrV4,
+    v6: Option<SocketAddrV6>,
+    cgroup: PathBuf,
+    link: OwnedFd,
+}
+
+impl Kernel {
+    /// Loads the programs, takes over what an earlier daemon left pinned, and forgets its sessions. Nothing is let
+    /// through before [`Kernel::set_enforcer`] and the first [`Kernel::heartbeat`].
+    pub fn open(settings: &KernelSettings) -> Result<Self, BpfError> {
+        if OBJECT.is_empty() {
+            return Err(BpfError::NotBuilt);
+        }
+        let pins = Pins::open(&settings.pin_dir())?;
+        let mut loader = EbpfLoader::new();
+        let named = Maps::NAMES.map(|name| (name, pins.map(name)));
+        for (name, path) in &named {
+            loader.map_pin_path(name, path.as_path());
+        }
+        let mut object = loader.load(OBJECT).map_err(|source| BpfError::Object(Box::new(source)))?;
+        let programs =
+            GOVERNED.iter().map(|hook| hooks::load(&mut object, *hook)).collect::<Result<Vec<_>, BpfError>>()?;
+        let accepted = hooks::load(&mut object, ACCEPTED)?;
+        let maps = Maps::take(&mut object)?;
+        maps.reset()?;
+        let kernel = Self {
+            pins,
+            cgroup_root: settings.cgroup_root.clone(),
+            programs,
+            accepted,
+            maps,
+            own: Mutex::new(None),
+            governed: Mutex::new(BTreeMap::new()),
+        };
+        kernel.adopt()?;
+        Ok(kernel)
+    }
+
+    /// Says where the enforcer listens and attaches its own hook to the cgroup it runs in. The listeners must be made by
+    /// a process of that cgroup, and on loopback addresses: nothing else passes the packet filter.
+    pub fn set_enforcer(&self, v4: SocketAddrV4, v6: Option<SocketAddrV6>, own_cgroup: &Path) -> Result<(), BpfError> {
+        for address in [Some(SocketAddr::V4(v4)), v6.map(SocketAddr::V6)].into_iter().flatten() {
+            if address.port() == 0 || !address.ip().is_loopback() {
+                return Err(BpfError::Listener(address));
+            }
+        }
+        for governed in lock(&self.governed).values() {
+            if own_cgroup.starts_with(governed) {
+                return Err(BpfError::Nested { inner: own_cgroup.to_owned(), outer: governed.clone() });
+            }
+        }
+        let cgroup = open_cgroup(own_cgroup)?;
+        // The old hook stays until the new one is there, so that no handshake in between loses its origin.
+        let link = sys::link_create(self.accepted.program.as_fd(), cgroup.as_fd(), ACCEPTED.attach_type)
+            .map_err(|source| BpfError::Attach { hook: ACCEPTED.name, cgroup: own_cgroup.to_owned(), source })?;
+        let enforcer = Enforcer {
+            v4: u32::from_ne_bytes(v4.ip().octets()),
+            v4_port: v4.port().into(),
+            v6: v6.map_or([0; 4], |v6| network_words(v6.ip().octets())),
+            v6_port: v6.map_or(0, |v6| v6.port().into()),
+            pad: 0,
+        };
+        lock(&self.maps.enforcer)
+            .set(0, enforcer, 0)
+            .map_err(|source| BpfError::Map { map: Maps::NAMES[0], source })?;
+        *lock(&self.own) = Some(Own { v4, v6, cgroup: own_cgroup.to_owned(), link });
+        Ok(())
+    }
+
+    /// Governs a cgroup and all below it, now and later. It should be a stable parent: with its cgroup a hook goes too.
+    /// Does nothing where it is governed already. Refused where another program changes connections there, where a
+    /// governed cgroup lies above or below, or where the enforcer itself would be governed.
+    pub fn govern(&self, cgroup: &Path) -> Result<(), BpfError> {
+        let asked = |source| BpfError::Cgroup { cgroup: cgroup.to_owned(), source };
+        let mut governed = lock(&self.governed);
+        let file = open_cgroup(cgroup)?;
+        let id = cgroup_id(cgroup).map_err(asked)?;
+        for (other, path) in governed.iter() {
+            if *other != id && path.starts_with(cgroup) {
+                return Err(BpfError::Nested { inner: path.clone(), outer: cgroup.to_owned() });
+            }
+            if *other != id && cgroup.starts_with(path) {
+                return Err(BpfError::Nested { inner: cgroup.to_owned(), outer: path.clone() });
+            }
+        }
+        if let Some(own) = &*lock(&self.own)
+            && own.cgroup.starts_with(cgroup)
+        {
+            return Err(BpfError::Nested { inner: own.cgroup.clone(), outer: cgroup.to_owned() });
+        }
+        if let Some((found, program)) = self.redirector(cgroup).map_err(asked)? {
+            return Err(BpfError::Redirector { cgroup: found, program });
+        }
+        for loaded in &self.programs {
+            self.attach(loaded, file.as_fd(), id).map_err(|source| BpfError::Attach {
+                hook: loaded.hook.name,
+                cgroup: cgroup.to_owned(),
+                source,
+            })?;
+        }
+        // The cgroup may have been deleted and made again while this ran; then what was attached is not at this path.
+        if cgroup_id(cgroup).map_err(asked)? != id {
+            return Err(asked(io::Error::other("the cgroup was replaced by another meanwhile")));
+        }
+        governed.retain(|_, path| path != cgroup);
+        governed.insert(id, cgroup.to_owned());
+        Ok(())
+    }
+
+    /// Lets tasks in a cgroup below a governed one reach the enforcer.
+    pub fn allow_session(&self, cgroup_id: u64) -> Result<(), BpfError> {
+        lock(&self.maps.sessions)
+            .insert(cgroup_id, 1, 0)
+            .map_err(|source| BpfError::Map { map: Maps::NAMES[2], source })
+    }
+
+    /// Refuses the tasks of a cgroup every new connection. Not an error where it was not allowed.
+    pub fn forget_session(&self, cgroup_id: u64) -> Result<(), BpfError> {
+        absent_is_fine(lock(&self.maps.sessions).remove(&cgroup_id))
+            .map_err(|source| BpfError::Map { map: Maps::NAMES[2], source })
+    }
+
+    /// Tells the programs that the enforcer is alive. They refuse every connect when they have not heard for two seconds.
+    pub fn heartbeat(&self) -> Result<(), BpfError> {
+        self.maps.beat(sys::monotonic_ns().map_err(BpfError::Clock)?)
+    }
+
+    /// Tells the programs that the enforcer stops: every connect is refused from now on.
+    pub fn stop(&self) -> Result<(), BpfError> {
+        self.maps.beat(0)
+    }
+
+    /// Where an accepted connection wanted to go. On any error it must be closed.
+    pub fn origin(&self, accepted: BorrowedFd<'_>) -> Result<Origin, OriginError> {
+        let raw = self.maps.origins.get(&accepted, 0).map_err(|source| match source {
+            MapError::KeyNotFound => OriginError::Missing,
+            source if is_not_found(&source) => OriginError::Missing,
+            source => OriginError::Map(source),
+        })?;
+        let origin = Origin::from_raw(&raw)?;
+        // Relayed, it would come back here, and again.
+        if lock(&self.own).as_ref().is_some_and(|own| own.listens_on(origin.address)) {
+            return Err(OriginError::Enforcer);
+        }
+        Ok(origin)
+    }
+
+    /// Looks for anything that makes enforcement incomplete; empty when all is well.
+    pub fn verify(&self) -> Vec<Problem> {
+        let mut problems = Vec::new();
+        for (id, cgroup) in lock(&self.governed).iter() {
+            self.verify_cgroup(*id, cgroup, &mut problems);
+        }
+        let own = lock(&self.own);
+        let attached = own.as_ref().is_some_and(|own| sys::link_info(own.link.as_fd()).is_ok_and(|i| i.cgroup != 0));
+        if own.is_some() && !attached {
+            problems.push(Problem::Enforcer);
+        }
+        if self.pins.is_private() {
+            problems.push(Problem::PrivateMount { dir: self.pins.dir().to_owned() });
+        }
+        problems
+    }
+
+    /// Ends the enforcement of one cgroup. Its tasks are then governed by nothing: it must be empty.
+    pub fn release(&self, cgroup: &Path) -> Result<(), BpfError> {
+        let mut governed = lock(&self.governed);
+        let id = governed.iter().find_map(|(id, path)| (path == cgroup).then_some(*id));
+        if let Some(id) = id {
+            self.pins.drop_cgroup(id).map_err(|source| BpfError::Pins { dir: self.pins.dir().to_owned(), source })?;
+            governed.remove(&id);
+        }
+        Ok(())
+    }
+
+    /// Gives every pinned link the programs just loaded, and drops those whose cgroup is gone.
+    fn adopt(&self) -> Result<(), BpfError> {
+        let failed = |source| BpfError::Pins { dir: self.pins.dir().to_owned(), source };
+        for cgroup in self.pins.cgroups().map_err(failed)? {
+            let mut alive = false;
+            for loaded in &self.programs {
+                if let Some(link) = self.pins.link(cgroup, loaded.hook).map_err(failed)?
+                    && sys::link_info(link.as_fd()).map_err(failed)?.cgroup != 0
+                {
+                    sys::link_update(link.as_fd(), loaded.program.as_fd()).map_err(failed)?;
+                    alive = true;
+                }
+            }
+            if !alive {
+                self.pins.drop_cgroup(cgroup).map_err(failed)?;
+            }
+        }
+        self.pins.drop_other_layouts().map_err(failed)
+    }
+
+    fn attach(&self, loaded: &Loaded, cgroup: BorrowedFd<'_>, id: u64) -> io::Result<()> {
+        if let Some(link) = self.pins.link(id, loaded.hook)? {
+            let info = sys::link_info(link.as_fd())?;
+            if info.cgroup == id && info.attach_type == loaded.hook.attach_type {
+                return if info.program == loaded.id {
+                    Ok(())
+                } else {
+                    sys::link_update(link.as_fd(), loaded.program.as_fd())
+                };
+            }
+            return Err(io::Error::other("a pinned link of that name is attached to something else"));
+        }
+        let link = sys::link_create(loaded.program.as_fd(), cgroup, loaded.hook.attach_type)?;
+        self.pins.keep(id, loaded.hook, &link)
+    }
+
+    fn verify_cgroup(&self, id: u64, cgroup: &Path, problems: &mut Vec<Problem>) {
+        let cgroup = cgroup.to_owned();
+        if cgroup_id(&cgroup).ok() != Some(id) {
+            problems.push(Problem::Deleted { cgroup });
+            return;
+        }
+        for loaded in &self.programs {
+            let (hook, cgroup) = (loaded.hook.name, cgroup.clone());
+            match self.pins.link(id, loaded.hook).and_then(|l| l.map(|l| sys::link_info(l.as_fd())).transpose()) {
+                Ok(None) => problems.push(Problem::Missing { hook, cgroup }),
+                Ok(Some(info)) if info.cgroup != id => problems.push(Problem::Missing { hook, cgroup }),
+                Ok(Some(info)) if info.program != loaded.id => problems.push(Problem::Replaced { hook, cgroup }),
+                Ok(Some(_)) => {}
+                Err(e) => problems.push(Problem::Unknown { cgroup, why: format!("{hook}: {e}") }),
+            }
+        }
+        match self.redirector(&cgroup) {
+            Ok(None) => {}
+            Ok(Some((cgroup, program))) => problems.push(Problem::Redirector { cgroup, program }),
+            Err(e) => problems.push(Problem::Unknown { cgroup, why: e.to_string() }),
+        }
+    }
+
+    /// A program of somebody else that changes the connections of this cgroup or of one below it.
+    fn redirector(&self, cgroup: &Path) -> io::Result<Option<(PathBuf, u32)>> {
+        let mut which = Attached::HereOrAbove;
+        let mut todo = vec![cgroup.to_owned()];
+        while let Some(path) = todo.pop() {
+            let file = match File::open(&path) {
+                // Cgroups below come and go.
+                Err(e) if e.kind() == io::ErrorKind::NotFound && path != cgroup => continue,
+                file => file?,
+            };
+            for attach_type in REDIRECTS {
+                let found = match sys::programs(file.as_fd(), attach_type, which) {
+                    Err(e) if e.raw_os_error() == Some(libc::ENODEV) && path != cgroup => Vec::new(),
+                    found => found?,
+                };
+                if let Some(other) = found.into_iter().find(|id| !self.programs.iter().any(|p| p.id == *id)) {
+                    return Ok(Some((path, other)));
+                }
+            }
+            which = Attached::Here;
+            for entry in fs::read_dir(&path).into_iter().flatten().flatten() {
+                if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+                    todo.push(entry.path());
+                }
+            }
+        }
+        Ok(None)
+    }
+
+    /// Mount of the cgroup2 tree.
+    pub fn cgroup_root(&self) -> &Path {
+        &self.cgroup_root
+    }
+}
+
+impl Own {
+    fn listens_on(&self, address: SocketAddr) -> bool {
+        let ip = match address.ip() {
+            IpAddr::V6(ip) => ip.to_ipv4_mapped().map_or(IpAddr::V6(ip), IpAddr::V4),
+            ip => ip,
+        };
+        // Connecting to "any" address is connecting to this host.
+        let here = |own: IpAddr| ip == own || ip.is_unspecified();
+        (address.port() == self.v4.port() && here((*self.v4.ip()).into()))
+            || self.v6.is_some_and(|v6| address.port() == v6.port() && here((*v6.ip()).into()))
+    }
+}
+
+impl Maps {
+    const NAMES: [&str; 5] = ["ENFORCER", "HEARTBEAT", "SESSIONS", "ORIGINS", "TUPLES"];
+
+    fn take(object: &mut Ebpf) -> Result<Self, BpfError> {
+        let [enforcer, heartbeat, sessions, origins, _] = Self::NAMES;
+        Ok(Self {
+            enforcer: Mutex::new(take(object, enforcer, Array::try_from)?),
+            heartbeat: Mutex::new(take(object, heartbeat, Array::try_from)?),
+            sessions: Mutex::new(take(object, sessions, HashMap::try_from)?),
+            origins: take(object, origins, SkStorage::try_from)?,
+        })
+    }
+
+    /// Refuses everything: no heartbeat, no listeners, no sessions.
+    fn reset(&self) -> Result<(), BpfError> {
+        self.beat(0)?;
+        let map = Self::NAMES[2];
+        let mut sessions = lock(&self.sessions);
+        let known = sessions.keys().collect::<Result<Vec<_>, _>>().map_err(|source| BpfError::Map { map, source })?;
+        for id in known {
+            absent_is_fine(sessions.remove(&id)).map_err(|source| BpfError::Map { map, source })?;
+        }
+        lock(&self.enforcer)
+            .set(0, Enforcer::default(), 0)
+            .map_err(|source| BpfError::Map { map: Self::NAMES[0], source })
+    }
+
+    fn beat(&self, at: u64) -> Result<(), BpfError> {
+        lock(&self.heartbeat).set(0, at, 0).map_err(|source| BpfError::Map { map: Self::NAMES[1], source })
+    }
+}
+
+fn take<M>(
+    object: &mut Ebpf,
+    name: &'static str,
+    into: impl FnOnce(Map) -> Result<M, MapError>,
+) -> Result<M, BpfError> {
+    let map = object.take_map(name).ok_or(BpfError::Incomplete { what: name })?;
+    into(map).map_err(|source| BpfError::Map { map: name, source })
+}
+
+fn absent_is_fine(removed: Result<(), MapError>) -> Result<(), MapError> {
+    match removed {
+        Err(MapError::KeyNotFound) => Ok(()),
+        Err(e) if is_not_found(&e) => Ok(()),
+        removed => removed,
+    }
+}
+
+fn is_not_found(error: &MapError) -> bool {
+    matches!(error, MapError::SyscallError(e) if e.io_error.raw_os_error() == Some(libc::ENOENT))
+}
+
+fn open_cgroup(path: &Path) -> Result<File, BpfError> {
+    File::open(path).map_err(|source| BpfError::Cgroup { cgroup: path.to_owned(), source })
+}
+
+/// An address as the words that lie in a packet.
+fn network_words(octets: [u8; 16]) -> [u32; 4] {
+    let mut words = [0; 4];
+    for (word, bytes) in words.iter_mut().zip(octets.chunks_exact(4)) {
+        *word = bytes.try_into().map_or(0, u32::from_ne_bytes);
+    }
+    words
+}
+
+/// None of these is left half changed by a panic: each guards single calls.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Values that go into maps have no padding whose bytes would be undefined.
+const _: fn() = || {
+    fn plain<T: Pod>() {}
+    plain::<Enforcer>();
+    plain::<RawOrigin>();
+};

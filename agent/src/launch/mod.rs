@@ -1,1 +1,3 @@
-//! TODO
+//! `portcullis run`: the launcher.
+
+pub mod confine;

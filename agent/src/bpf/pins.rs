@@ -1,0 +1,185 @@
+//! The folder of pinned objects: found or mounted, locked, laid out, removed.
+//!
+//! ```text
+//! <dir>/maps_<layout>/<map>      maps, which outlive the daemon
+//! <dir>/links/<cgroup id>/<hook> links, which enforce while no daemon runs
+//! ```
+//! Where `/sys/fs/bpf` is a bpffs the folder is made there: its mount outlives every mount namespace. Else a bpffs is
+//! mounted below the runtime folder. If that is done in a mount namespace of the daemon's own, the pins end with it, and
+//! `verify` says so.
+
+use std::{
+    fs::{self, DirBuilder, File},
+    io,
+    os::{
+        fd::OwnedFd,
+        unix::fs::{DirBuilderExt, MetadataExt},
+    },
+    path::{Path, PathBuf},
+};
+
+use nix::{
+    errno::Errno,
+    fcntl::{Flock, FlockArg},
+    mount::{MntFlags, MsFlags},
+    sys::statfs::{BPF_FS_MAGIC, statfs},
+};
+
+use super::{BpfError, hooks::Hook, sys};
+
+const HOST_BPFFS: &str = "/sys/fs/bpf";
+
+/// The pins of one daemon, locked as long as this lives.
+#[derive(Debug)]
+pub(super) struct Pins {
+    dir: PathBuf,
+    _lock: Flock<File>,
+}
+
+impl Pins {
+    /// Opens the folder, making it and a bpffs for it where needed.
+    pub(super) fn open(dir: &Path) -> Result<Self, BpfError> {
+        let failed = |source| BpfError::Pins { dir: dir.to_owned(), source };
+        let builder = || {
+            let mut builder = DirBuilder::new();
+            builder.recursive(true).mode(0o700);
+            builder
+        };
+        builder().create(dir).map_err(failed)?;
+        if !is_bpffs(dir).map_err(failed)? {
+            nix::mount::mount(
+                Some("bpf"),
+                dir,
+                Some("bpf"),
+                MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC,
+                Some("mode=0700"),
+            )
+            .map_err(|e| failed(e.into()))?;
+        }
+        let lock = File::open(dir).map_err(failed)?;
+        let lock = Flock::lock(lock, FlockArg::LockExclusiveNonblock).map_err(|(_, e)| match e {
+            Errno::EWOULDBLOCK => BpfError::InUse { dir: dir.to_owned() },
+            e => failed(e.into()),
+        })?;
+        let pins = Self { dir: dir.to_owned(), _lock: lock };
+        builder().create(pins.maps()).map_err(failed)?;
+        builder().create(pins.links()).map_err(failed)?;
+        Ok(pins)
+    }
+
+    pub(super) fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// Where a map of this layout is pinned.
+    pub(super) fn map(&self, name: &str) -> PathBuf {
+        self.maps().join(name)
+    }
+
+    /// Ids of cgroups that have pinned links.
+    pub(super) fn cgroups(&self) -> io::Result<Vec<u64>> {
+        let mut ids = Vec::new();
+        for entry in fs::read_dir(self.links())? {
+            if let Some(id) = entry?.file_name().to_str().and_then(|name| name.parse().ok()) {
+                ids.push(id);
+            }
+        }
+        Ok(ids)
+    }
+
+    /// Opens a pinned link, if there is one.
+    pub(super) fn link(&self, cgroup: u64, hook: Hook) -> io::Result<Option<OwnedFd>> {
+        match sys::open_pinned(&self.link_path(cgroup, hook)) {
+            Ok(link) => Ok(Some(link)),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(e) => Err(e),
+        }
+    }
+
+    /// Pins a link.
+    pub(super) fn keep(&self, cgroup: u64, hook: Hook, link: &OwnedFd) -> io::Result<()> {
+        use std::os::fd::AsFd;
+        DirBuilder::new().recursive(true).mode(0o700).create(self.links().join(cgroup.to_string()))?;
+        sys::pin(link.as_fd(), &self.link_path(cgroup, hook))
+    }
+
+    /// Removes the pins of a cgroup's links; those of a living cgroup come off as their descriptors close.
+    pub(super) fn drop_cgroup(&self, cgroup: u64) -> io::Result<()> {
+        remove_tree(&self.links().join(cgroup.to_string()))
+    }
+
+    /// Removes maps of other layouts, which no program uses any more.
+    pub(super) fn drop_other_layouts(&self) -> io::Result<()> {
+        let maps = self.maps();
+        for entry in fs::read_dir(&self.dir)? {
+            let path = entry?.path();
+            if path != maps && path != self.links() {
+                remove_tree(&path)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether the pins lie in a mount that only this process's mount namespace has.
+    pub(super) fn is_private(&self) -> bool {
+        let own = fs::read_link("/proc/self/ns/mnt").ok();
+        let host = fs::read_link("/proc/1/ns/mnt").ok();
+        own != host && is_mount(&self.dir).unwrap_or(true)
+    }
+
+    fn maps(&self) -> PathBuf {
+        self.dir.join(format!("maps_{}", portcullis_ebpf::LAYOUT))
+    }
+
+    fn links(&self) -> PathBuf {
+        self.dir.join("links")
+    }
+
+    fn link_path(&self, cgroup: u64, hook: Hook) -> PathBuf {
+        self.links().join(cgroup.to_string()).join(hook.name)
+    }
+}
+
+/// Where pins go when the settings do not say: the host's bpffs, in a folder named after the runtime folder so that
+/// daemons side by side do not meet, else a mount in the runtime folder.
+pub(super) fn default_dir(runtime_dir: &Path) -> PathBuf {
+    if !is_bpffs(Path::new(HOST_BPFFS)).unwrap_or(false) {
+        return runtime_dir.join("bpf");
+    }
+    // bpffs allows no dots in names.
+    let name = runtime_dir.to_string_lossy().replace(|c: char| !c.is_ascii_alphanumeric(), "_");
+    Path::new(HOST_BPFFS).join(format!("portcullis{name}"))
+}
+
+/// Removes pins, the mount if it was made for them, and the folder. Enforcement of every cgroup pinned here ends.
+pub(super) fn remove(dir: &Path) -> io::Result<()> {
+    match fs::symlink_metadata(dir) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
+        found => found.map(|_| ())?,
+    }
+    if is_bpffs(dir)? {
+        for entry in fs::read_dir(dir)? {
+            remove_tree(&entry?.path())?;
+        }
+        if is_mount(dir)? {
+            nix::mount::umount2(dir, MntFlags::MNT_DETACH)?;
+        }
+    }
+    fs::remove_dir(dir)
+}
+
+fn is_bpffs(dir: &Path) -> io::Result<bool> {
+    Ok(statfs(dir)?.filesystem_type() == BPF_FS_MAGIC)
+}
+
+fn is_mount(dir: &Path) -> io::Result<bool> {
+    let parent = dir.parent().ok_or(io::ErrorKind::InvalidInput)?;
+    Ok(fs::metadata(dir)?.dev() != fs::metadata(parent)?.dev())
+}
+
+fn remove_tree(path: &Path) -> io::Result<()> {
+    match fs::remove_dir_all(path) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
+        done => done,
+    }
+}

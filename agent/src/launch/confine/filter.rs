@@ -1,0 +1,137 @@
+//! The system call filters: what passes every cgroup hook is refused here. See seccomp(2).
+//!
+//! What is not named is allowed: ordinary programs must run. A call of another architecture kills the process; one of
+//! the x32 ABI, which shares the architecture's name and would pass by the numbers below, does not exist.
+
+use std::collections::BTreeMap;
+
+use seccompiler::{
+    BpfProgram, SeccompAction, SeccompCmpArgLen as Len, SeccompCmpOp as Cmp, SeccompCondition as Condition,
+    SeccompFilter, SeccompRule,
+};
+
+type Rules = BTreeMap<i64, Vec<SeccompRule>>;
+
+/// Refused with EPERM.
+const FORBIDDEN: &[libc::c_long] = &[
+    // Descriptors and memory of other processes.
+    libc::SYS_pidfd_getfd,
+    libc::SYS_ptrace,
+    libc::SYS_process_vm_readv,
+    libc::SYS_process_vm_writev,
+    libc::SYS_kcmp,
+    libc::SYS_open_by_handle_at,
+    // The kernel's own programs, keys and counters.
+    libc::SYS_bpf,
+    libc::SYS_perf_event_open,
+    libc::SYS_userfaultfd,
+    libc::SYS_keyctl,
+    libc::SYS_add_key,
+    libc::SYS_request_key,
+    // Other namespaces and mounts.
+    libc::SYS_setns,
+    libc::SYS_mount,
+    libc::SYS_umount2,
+    libc::SYS_pivot_root,
+    libc::SYS_move_mount,
+    libc::SYS_open_tree,
+    libc::SYS_fsopen,
+    libc::SYS_fsconfig,
+    libc::SYS_fsmount,
+    libc::SYS_fspick,
+    libc::SYS_mount_setattr,
+    // The host.
+    libc::SYS_init_module,
+    libc::SYS_finit_module,
+    libc::SYS_delete_module,
+    libc::SYS_kexec_load,
+    libc::SYS_kexec_file_load,
+    libc::SYS_reboot,
+    libc::SYS_swapon,
+    libc::SYS_swapoff,
+    libc::SYS_acct,
+    libc::SYS_syslog,
+    libc::SYS_settimeofday,
+    libc::SYS_clock_settime,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_iopl,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_ioperm,
+];
+
+/// Refused as if the kernel had never had them, so that callers take the older way: clone for clone3, whose flags a
+/// filter cannot see, and epoll for io_uring, whose requests pass no filter.
+const UNKNOWN: &[libc::c_long] =
+    &[libc::SYS_clone3, libc::SYS_io_uring_setup, libc::SYS_io_uring_enter, libc::SYS_io_uring_register];
+
+/// Address families that the cgroup hooks see, or that stay on the host.
+const FAMILIES: [i32; 3] = [libc::AF_UNIX, libc::AF_INET, libc::AF_INET6];
+
+/// Requests that type into, or paste from, the terminal: into the shell of whoever started the command.
+const TERMINAL: [u64; 2] = [0x5412, 0x541c]; // TIOCSTI, TIOCLINUX
+
+/// A user namespace gives back every capability inside it, a network namespace has devices of its own.
+const NAMESPACES: [i32; 2] = [libc::CLONE_NEWUSER, libc::CLONE_NEWNET];
+
+/// All filters, to be installed in this order. Each is one kind of refusal.
+pub(super) fn filters() -> Result<Vec<BpfProgram>, seccompiler::Error> {
+    let mut forbidden: Rules = FORBIDDEN.iter().map(|call| (*call, Vec::new())).collect();
+    let namespaces = NAMESPACES.map(|flag| flag as u64);
+    forbidden.insert(libc::SYS_clone, flags(0, &namespaces)?);
+    forbidden.insert(libc::SYS_unshare, flags(0, &namespaces)?);
+    forbidden.insert(
+        libc::SYS_ioctl,
+        TERMINAL.iter().map(|request| rule(vec![condition(1, Cmp::Eq, *request)?])).collect::<Result<_, _>>()?,
+    );
+    let unknown = UNKNOWN.iter().map(|call| (*call, Vec::new())).collect();
+    let mut sockets = Rules::new();
+    for call in [libc::SYS_socket, libc::SYS_socketpair] {
+        let others = FAMILIES.iter().map(|family| condition(0, Cmp::Ne, *family as u64)).collect::<Result<_, _>>()?;
+        sockets.insert(call, vec![rule(others)?]);
+    }
+    let mut filters = Vec::new();
+    #[cfg(target_arch = "x86_64")]
+    filters.push(x32());
+    filters.push(compiled(unknown, libc::ENOSYS)?);
+    filters.push(compiled(sockets, libc::EAFNOSUPPORT)?);
+    filters.push(compiled(forbidden, libc::EPERM)?);
+    Ok(filters)
+}
+
+fn compiled(rules: Rules, errno: i32) -> Result<BpfProgram, seccompiler::Error> {
+    let arch = std::env::consts::ARCH.try_into().map_err(seccompiler::Error::Backend)?;
+    let filter = SeccompFilter::new(rules, SeccompAction::Allow, SeccompAction::Errno(errno as u32), arch)
+        .map_err(seccompiler::Error::Backend)?;
+    filter.try_into().map_err(seccompiler::Error::Backend)
+}
+
+/// Any of these bits in the argument.
+fn flags(argument: u8, bits: &[u64]) -> Result<Vec<SeccompRule>, seccompiler::Error> {
+    bits.iter().map(|bit| rule(vec![condition(argument, Cmp::MaskedEq(*bit), *bit)?])).collect()
+}
+
+fn rule(conditions: Vec<Condition>) -> Result<SeccompRule, seccompiler::Error> {
+    SeccompRule::new(conditions).map_err(seccompiler::Error::Backend)
+}
+
+/// On the low 32 bits, which are all that the kernel reads of these arguments.
+fn condition(argument: u8, compare: Cmp, value: u64) -> Result<Condition, seccompiler::Error> {
+    Condition::new(argument, Len::Dword, compare, value).map_err(seccompiler::Error::Backend)
+}
+
+/// ENOSYS for every call number with the x32 bit.
+#[cfg(target_arch = "x86_64")]
+fn x32() -> BpfProgram {
+    use seccompiler::sock_filter;
+    const LOAD_WORD: u16 = 0x20;
+    const JUMP_IF_AT_LEAST: u16 = 0x35;
+    const RETURN: u16 = 0x06;
+    const X32: u32 = 0x4000_0000;
+    let instruction = |code, jt, jf, k| sock_filter { code, jt, jf, k };
+    vec![
+        instruction(LOAD_WORD, 0, 0, 0), // seccomp_data.nr
+        instruction(JUMP_IF_AT_LEAST, 0, 1, X32),
+        instruction(RETURN, 0, 0, libc::SECCOMP_RET_ERRNO | libc::ENOSYS as u32),
+        instruction(RETURN, 0, 0, libc::SECCOMP_RET_ALLOW),
+    ]
+}
