@@ -1,5 +1,20 @@
 //! One governed connection: who it is, what it may, and the only ways to its upstream.
+//!
+//! [`serve`] takes an accepted stream whose session and original destination are known, finds the upstream that the
+//! policy names for it, enters it in the live table, and hands it to the upstream's protocol. The protocol gives every
+//! command to the [`Gate`]; only what the gate permits can reach the [`Upstream`]. A connection whose upstream, policy
+//! or protocol cannot be told is closed and recorded.
 
+mod cx;
+mod gate;
+mod house;
+mod live;
 mod network;
+mod permit;
 
+pub use cx::{ConnectionCx, Judge};
+pub use gate::{Begun, Gate};
+pub use house::{Arrival, Ended, House, Protocol, SessionError, connect_command, gate, serve};
+pub use live::{ConnectionView, Entry, LiveTable};
 pub use network::{BoxIo, Io, NetError, Network, Secured, Source};
+pub use permit::{Command, DataRight, HoldNotice, Inert, Permit, Refusal, Standing, Upstream};

@@ -1,0 +1,358 @@
+//! The catalogue of one database: what names and object ids mean, read on a connection of our own with the injected
+//! credential, so that nothing an agent does in its session can change the answer.
+//!
+//! It is read when the first connection to a database opens, again after a command that may have changed it, and when
+//! a name or a table is not found. A backend that refuses leads to a refused login or to names that do not resolve.
+
+use std::{
+    collections::{HashMap, HashSet},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use arc_swap::ArcSwapOption;
+use bytes::{BufMut, BytesMut};
+
+use super::{
+    codec::{self, put, put_cstr},
+    login::{self, LoginError},
+};
+use crate::{
+    mask::{ColumnMask, MaskSet},
+    session::{BoxIo, ConnectionCx},
+    wire::{Reader, pump::Side},
+};
+
+/// Most rows of one catalogue query.
+const ROWS_MAX: usize = 500_000;
+/// How long reading may take.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// A column of a relation.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Attribute {
+    /// Its number, from 1.
+    pub number: i16,
+    /// Its name.
+    pub name: Box<str>,
+    /// Its type.
+    pub type_oid: u32,
+}
+
+/// A table, view, or the like.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Relation {
+    /// Its object id.
+    pub oid: u32,
+    /// Its schema.
+    pub schema: Arc<str>,
+    /// Its name.
+    pub name: Box<str>,
+    /// Its columns in order, dropped ones left out.
+    pub attributes: Vec<Attribute>,
+}
+
+/// Masks by table and column number.
+pub type ColumnMasks = HashMap<(u32, i16), ColumnMask>;
+
+/// One reading.
+pub struct Catalog {
+    relations: HashMap<u32, Relation>,
+    by_name: HashMap<Arc<str>, HashMap<Box<str>, u32>>,
+    functions: HashMap<Arc<str>, HashSet<Box<str>>>,
+    function_names: HashMap<u32, (Arc<str>, Box<str>)>,
+    /// View to the (table, column) pairs that it reads.
+    views: HashMap<u32, Vec<(u32, i16)>>,
+    /// Schemas that a new session searches, in order.
+    pub search_path: Vec<Arc<str>>,
+    /// Who we are there.
+    pub current_user: Arc<str>,
+    read_at: Instant,
+    masks: Mutex<Option<(Arc<MaskSet>, Arc<ColumnMasks>)>>,
+}
+
+impl std::fmt::Debug for Catalog {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Catalog").field("relations", &self.relations.len()).finish_non_exhaustive()
+    }
+}
+
+impl Catalog {
+    /// A relation by name.
+    pub fn relation(&self, schema: &str, name: &str) -> Option<&Relation> {
+        self.relations.get(self.by_name.get(schema)?.get(name)?)
+    }
+
+    /// A relation by object id.
+    pub fn by_oid(&self, oid: u32) -> Option<&Relation> {
+        self.relations.get(&oid)
+    }
+
+    /// Whether a schema has a function of this name, with whatever arguments.
+    pub fn has_function(&self, schema: &str, name: &str) -> bool {
+        self.functions.get(schema).is_some_and(|names| names.contains(name))
+    }
+
+    /// A function by object id: schema and name.
+    pub fn function(&self, oid: u32) -> Option<(&str, &str)> {
+        self.function_names.get(&oid).map(|(schema, name)| (&**schema, &**name))
+    }
+
+    /// How long ago it was read.
+    pub fn age(&self) -> Duration {
+        self.read_at.elapsed()
+    }
+
+    /// Which columns a set of masks hides. A view that reads a hidden column is hidden in all of its columns: which of them
+    /// derives from it is not known here.
+    pub fn column_masks(&self, masks: &Arc<MaskSet>) -> Arc<ColumnMasks> {
+        let mut cached = self.masks.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((of, found)) = &*cached
+            && Arc::ptr_eq(of, masks)
+        {
+            return Arc::clone(found);
+        }
+        let found = Arc::new(self.compute_masks(masks));
+        *cached = Some((Arc::clone(masks), Arc::clone(&found)));
+        found
+    }
+
+    fn compute_masks(&self, masks: &MaskSet) -> ColumnMasks {
+        let mut found = ColumnMasks::new();
+        for relation in self.relations.values() {
+            for attribute in &relation.attributes {
+                if let Some(mask) = masks.column(&relation.schema, &relation.name, &attribute.name) {
+                    found.insert((relation.oid, attribute.number), mask);
+                }
+            }
+        }
+        // Views over views: until nothing is added.
+        loop {
+            let before = found.len();
+            for (view, reads) in &self.views {
+                let Some(mask) = reads.iter().find_map(|column| found.get(column)).cloned() else { continue };
+                let Some(relation) = self.relations.get(view) else { continue };
+                for attribute in &relation.attributes {
+                    found.entry((*view, attribute.number)).or_insert_with(|| mask.clone());
+                }
+            }
+            if found.len() == before {
+                return found;
+            }
+        }
+    }
+}
+
+/// The catalogue of one database, shared by its connections.
+#[derive(Debug, Default)]
+pub struct Catalogs {
+    current: ArcSwapOption<Catalog>,
+    stale: AtomicBool,
+    reading: tokio::sync::Mutex<()>,
+}
+
+impl Catalogs {
+    /// The last reading.
+    pub fn current(&self) -> Option<Arc<Catalog>> {
+        self.current.load_full()
+    }
+
+    /// Something may have changed.
+    pub fn invalidate(&self) {
+        self.stale.store(true, Ordering::Release);
+    }
+
+    /// Whether something may have changed since the last reading.
+    pub fn is_stale(&self) -> bool {
+        self.stale.load(Ordering::Acquire)
+    }
+
+    /// The last reading if it is younger than `age` and nothing changed since, or a new one.
+    pub async fn read(&self, cx: &ConnectionCx, age: Duration) -> Result<Arc<Catalog>, LoginError> {
+        let _one_at_a_time = self.reading.lock().await;
+        if let Some(catalog) = self.current()
+            && catalog.age() < age
+            && !self.is_stale()
+        {
+            return Ok(catalog);
+        }
+        self.stale.store(false, Ordering::Release);
+        let outcome = tokio::time::timeout(PATIENCE, load(cx)).await;
+        match outcome {
+            Ok(Ok(catalog)) => {
+                let catalog = Arc::new(catalog);
+                self.current.store(Some(Arc::clone(&catalog)));
+                Ok(catalog)
+            }
+            Ok(Err(error)) => {
+                self.invalidate();
+                Err(error)
+            }
+            Err(_) => {
+                self.invalidate();
+                Err(LoginError::Network(crate::session::NetError::Timeout))
+            }
+        }
+    }
+
+    /// As [`Catalogs::read`]; a failure is logged and leaves names unresolved.
+    pub async fn refresh(&self, cx: &ConnectionCx, age: Duration) -> Option<Arc<Catalog>> {
+        self.read(cx, age)
+            .await
+            .inspect_err(|error| tracing::warn!(upstream = %cx.upstream.name, error = error.detail(), "no catalogue"))
+            .ok()
+    }
+
+    /// Rows that the planner expects a statement to touch, asked on a read-only connection of its own. Nothing runs:
+    /// the statement goes through Parse, which takes no second one, behind EXPLAIN.
+    pub async fn estimate(&self, cx: &ConnectionCx, sql: &str) -> Option<u64> {
+        let asked = async {
+            let mut side = connect(cx).await.ok()?;
+            let answer = extended(&mut side, &format!("EXPLAIN (FORMAT JSON) {sql}")).await.ok()?;
+            let plan: serde_json::Value = serde_json::from_str(answer.first()?.first()?.as_deref()?).ok()?;
+            planned_rows(&plan[0]["Plan"])
+        };
+        tokio::time::timeout(Duration::from_secs(5), asked).await.ok()?
+    }
+}
+
+/// Rows of a plan; of a change those of what it changes.
+fn planned_rows(plan: &serde_json::Value) -> Option<u64> {
+    if plan["Node Type"] == "ModifyTable" {
+        return plan["Plans"].as_array()?.iter().filter_map(planned_rows).max();
+    }
+    plan["Plan Rows"].as_u64()
+}
+
+async fn connect(cx: &ConnectionCx) -> Result<Side<BoxIo>, LoginError> {
+    let database = cx.database().map_or("", |d| d);
+    let settings = [
+        ("client_encoding", "UTF8"),
+        ("application_name", "portcullis"),
+        ("default_transaction_read_only", "on"),
+        ("statement_timeout", "10000"),
+        ("lock_timeout", "2000"),
+    ];
+    let settings: Vec<_> = settings.iter().map(|(n, v)| ((*n).to_owned(), (*v).to_owned())).collect();
+    Ok(login::login_with_refetch(cx, database, &settings).await?.side)
+}
+
+type Row = Vec<Option<String>>;
+
+async fn load(cx: &ConnectionCx) -> Result<Catalog, LoginError> {
+    let mut side = connect(cx).await?;
+    let mut catalog = Catalog {
+        relations: HashMap::new(),
+        by_name: HashMap::new(),
+        functions: HashMap::new(),
+        function_names: HashMap::new(),
+        views: HashMap::new(),
+        search_path: Vec::new(),
+        current_user: "".into(),
+        read_at: Instant::now(),
+        masks: Mutex::new(None),
+    };
+    for row in simple(&mut side, "SELECT pg_catalog.unnest(pg_catalog.current_schemas(false)), current_user").await? {
+        let [schema, user] = columns(row)?;
+        catalog.search_path.push(schema.as_str().into());
+        catalog.current_user = user.as_str().into();
+    }
+    let mut schemas: HashMap<String, Arc<str>> = HashMap::new();
+    let mut schema_of = |name: String| Arc::clone(schemas.entry(name).or_insert_with_key(|n| n.as_str().into()));
+    let relations = "SELECT c.oid, n.nspname, c.relname FROM pg_catalog.pg_class c \
+        JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace WHERE c.relkind IN ('r','v','m','f','p','S')";
+    for row in simple(&mut side, relations).await? {
+        let [oid, schema, name] = columns(row)?;
+        let (oid, schema) = (number(&oid)?, schema_of(schema));
+        catalog.by_name.entry(Arc::clone(&schema)).or_default().insert(name.as_str().into(), oid);
+        catalog.relations.insert(oid, Relation { oid, schema, name: name.into(), attributes: Vec::new() });
+    }
+    let attributes = "SELECT a.attrelid, a.attnum, a.attname, a.atttypid FROM pg_catalog.pg_attribute a \
+        JOIN pg_catalog.pg_class c ON c.oid = a.attrelid WHERE a.attnum > 0 AND NOT a.attisdropped \
+        AND c.relkind IN ('r','v','m','f','p') ORDER BY a.attrelid, a.attnum";
+    for row in simple(&mut side, attributes).await? {
+        let [relation, attnum, name, type_oid] = columns(row)?;
+        if let Some(relation) = catalog.relations.get_mut(&number(&relation)?) {
+            let attribute = Attribute { number: number(&attnum)?, name: name.into(), type_oid: number(&type_oid)? };
+            relation.attributes.push(attribute);
+        }
+    }
+    let functions = "SELECT p.oid, n.nspname, p.proname FROM pg_catalog.pg_proc p \
+        JOIN pg_catalog.pg_namespace n ON n.oid = p.pronamespace";
+    for row in simple(&mut side, functions).await? {
+        let [oid, schema, name] = columns(row)?;
+        let schema = schema_of(schema);
+        catalog.functions.entry(Arc::clone(&schema)).or_default().insert(name.as_str().into());
+        catalog.function_names.insert(number(&oid)?, (schema, name.into()));
+    }
+    let views = "SELECT DISTINCT r.ev_class, d.refobjid, d.refobjsubid FROM pg_catalog.pg_depend d \
+        JOIN pg_catalog.pg_rewrite r ON r.oid = d.objid \
+        WHERE d.classid = 'pg_catalog.pg_rewrite'::pg_catalog.regclass \
+        AND d.refclassid = 'pg_catalog.pg_class'::pg_catalog.regclass \
+        AND d.refobjsubid > 0 AND r.ev_class <> d.refobjid";
+    for row in simple(&mut side, views).await? {
+        let [view, table, column] = columns(row)?;
+        catalog.views.entry(number(&view)?).or_default().push((number(&table)?, number(&column)?));
+    }
+    Ok(catalog)
+}
+
+fn columns<const N: usize>(row: Row) -> Result<[String; N], LoginError> {
+    let values: Vec<String> = row.into_iter().map(Option::unwrap_or_default).collect();
+    values.try_into().map_err(|_| LoginError::Protocol("a catalogue row has another width".into()))
+}
+
+fn number<T: std::str::FromStr>(text: &str) -> Result<T, LoginError> {
+    text.parse().map_err(|_| LoginError::Protocol("a catalogue row has no number where one should be".into()))
+}
+
+async fn simple(side: &mut Side<BoxIo>, sql: &str) -> Result<Vec<Row>, LoginError> {
+    let mut out = BytesMut::new();
+    put(&mut out, b'Q', |b| put_cstr(b, sql.as_bytes()));
+    side.output.extend(&out);
+    rows(side).await
+}
+
+async fn extended(side: &mut Side<BoxIo>, sql: &str) -> Result<Vec<Row>, LoginError> {
+    let mut out = BytesMut::new();
+    put(&mut out, b'P', |b| {
+        b.put_u8(0);
+        put_cstr(b, sql.as_bytes());
+        b.put_i16(0);
+    });
+    put(&mut out, b'B', |b| b.put_slice(&[0; 8]));
+    put(&mut out, b'E', |b| b.put_slice(&[0; 5]));
+    put(&mut out, b'S', |_| {});
+    side.output.extend(&out);
+    rows(side).await
+}
+
+/// Rows up to ReadyForQuery. A row is at most as large as a login frame: names are short.
+async fn rows(side: &mut Side<BoxIo>) -> Result<Vec<Row>, LoginError> {
+    let mut rows = Vec::new();
+    let mut error = None;
+    loop {
+        let frame = login::read(side).await?;
+        match frame.tag() {
+            b'D' if rows.len() >= ROWS_MAX => return Err(LoginError::Protocol("the catalogue is too large".into())),
+            b'D' => rows.push(row(frame.body()).map_err(|e| LoginError::Protocol(e.to_string()))?),
+            b'E' => error = Some(login::server_error(&frame)),
+            b'Z' => return error.map_or(Ok(rows), Err),
+            b'T' | b'C' | b'N' | b'S' | b'1' | b'2' | b'n' => {}
+            _ => return Err(LoginError::Protocol("an unexpected frame in a catalogue answer".into())),
+        }
+    }
+}
+
+fn row(body: &[u8]) -> Result<Row, codec::Malformed> {
+    let mut r = Reader::new(body);
+    let n = r.count(4)?;
+    let row = (0..n)
+        .map(|_| Ok(r.value()?.map(|v| codec::text(v).map(str::to_owned)).transpose()?))
+        .collect::<Result<_, codec::Malformed>>()?;
+    r.all()?;
+    Ok(row)
+}

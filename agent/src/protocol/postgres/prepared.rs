@@ -1,0 +1,193 @@
+//! Prepared statements, portals and cursors of one connection, as the server has them.
+//!
+//! A name is only forgotten or replaced when the server has confirmed it: a client that could make us believe that a
+//! name means something milder than it does could run what it was never allowed.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use bytes::Bytes;
+
+use super::codec::{Field, Format};
+use crate::{
+    action::{Action, Facts, Part, Target, Verb},
+    sql::{StatementInfo, StatementKind},
+};
+
+/// What is known about a prepared statement.
+#[derive(Debug)]
+pub struct Prepared {
+    /// Its text.
+    pub sql: Arc<str>,
+    /// The text without literals.
+    pub shape: Arc<str>,
+    /// What it would do, under the names of `epoch`.
+    pub action: Action,
+    /// What it is.
+    pub statements: Vec<StatementInfo>,
+    /// What the hash of a command covers of it.
+    pub essence: Bytes,
+    /// When its names were resolved.
+    pub epoch: u64,
+    /// Its result columns, once described.
+    pub described: Described,
+}
+
+/// The columns of a result, once the server has told them.
+#[derive(Debug, Default)]
+pub struct Described(Mutex<Option<Arc<[Field]>>>);
+
+impl Described {
+    /// Remembers the columns; none if it returns no rows.
+    pub fn set(&self, fields: Arc<[Field]>) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(fields);
+    }
+
+    /// The columns.
+    pub fn fields(&self) -> Option<Arc<[Field]>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+/// A portal that Bind made.
+#[derive(Debug)]
+pub struct Portal {
+    /// Its statement.
+    pub statement: Arc<Prepared>,
+    /// Formats of its result columns.
+    pub formats: Vec<Format>,
+    /// What the hash of a command covers of its Bind.
+    pub essence: Bytes,
+    /// Its parameters, for people.
+    pub parameters: Arc<str>,
+    /// Whether Execute was permitted on it already.
+    pub running: std::sync::atomic::AtomicBool,
+    /// A description was asked for, by the client or by us.
+    pub described: std::sync::atomic::AtomicBool,
+}
+
+/// Everything that has a name.
+#[derive(Debug, Default)]
+pub struct Registry {
+    /// Statements, by Parse or PREPARE: one namespace at the server.
+    pub statements: HashMap<String, Arc<Prepared>>,
+    /// Portals, by Bind.
+    pub portals: HashMap<String, Arc<Portal>>,
+    /// Cursors, by DECLARE, with whether their rows may derive from masked columns.
+    pub cursors: HashMap<String, Arc<Prepared>>,
+}
+
+impl Registry {
+    /// The action of a command together with what it runs by name: EXECUTE, and FETCH from a portal.
+    pub fn complete(&self, action: &Action, statements: &[StatementInfo]) -> Action {
+        let mut whole = action.clone();
+        for statement in statements {
+            match &statement.kind {
+                StatementKind::ExecutePrepared { name } => match self.statements.get(name) {
+                    Some(prepared) => append(&mut whole, &prepared.action),
+                    None => unknown(&mut whole, "sql:execute of an unknown statement"),
+                },
+                StatementKind::Fetch { cursor } | StatementKind::Move { cursor } => {
+                    if let Some(portal) = self.portals.get(cursor) {
+                        append(&mut whole, &portal.statement.action);
+                    } else if let Some(declared) = self.cursors.get(cursor) {
+                        append(&mut whole, &declared.action);
+                    } else {
+                        unknown(&mut whole, "sql:fetch from an unknown cursor");
+                    }
+                }
+                _ => {}
+            }
+        }
+        whole
+    }
+
+    /// The statements that a command runs by name, for mask planning.
+    pub fn named<'a>(&'a self, statements: &'a [StatementInfo]) -> impl Iterator<Item = &'a Arc<Prepared>> {
+        statements.iter().filter_map(|statement| match &statement.kind {
+            StatementKind::ExecutePrepared { name } => self.statements.get(name),
+            StatementKind::Fetch { cursor } => {
+                self.portals.get(cursor).map(|p| &p.statement).or_else(|| self.cursors.get(cursor))
+            }
+            _ => None,
+        })
+    }
+
+    /// Notes a PREPARE or DECLARE that goes upstream but is not confirmed: if the name is taken, it may keep its old meaning, so it
+    /// gets both.
+    pub fn merge_statement(&mut self, name: String, new: Prepared) {
+        merge(&mut self.statements, name, new);
+    }
+
+    /// The same for a cursor.
+    pub fn merge_cursor(&mut self, name: String, new: Prepared) {
+        merge(&mut self.cursors, name, new);
+    }
+
+    /// Follows a single statement that the server has confirmed.
+    pub fn confirmed(&mut self, statement: &StatementInfo) {
+        match &statement.kind {
+            StatementKind::Deallocate { name: Some(name) } => {
+                self.statements.remove(name);
+            }
+            StatementKind::Deallocate { name: None } => self.statements.clear(),
+            StatementKind::CloseCursor { cursor: Some(cursor) } => {
+                self.portals.remove(cursor);
+                self.cursors.remove(cursor);
+            }
+            StatementKind::CloseCursor { cursor: None } => {
+                self.portals.clear();
+                self.cursors.clear();
+            }
+            StatementKind::Discard { what: crate::sql::Discard::All } => *self = Self::default(),
+            _ => {}
+        }
+    }
+
+    /// The server is outside of any transaction: cursors and portals without HOLD are gone. What is left unfetched of
+    /// one WITH HOLD is refused afterwards only if its name is not found, so names stay.
+    pub fn size(&self) -> usize {
+        self.statements.len().max(self.portals.len()).max(self.cursors.len())
+    }
+}
+
+fn merge(map: &mut HashMap<String, Arc<Prepared>>, name: String, mut new: Prepared) {
+    if let Some(old) = map.get(&name) {
+        append(&mut new.action, &old.action);
+        new.statements.extend(old.statements.iter().cloned());
+    }
+    map.insert(name, Arc::new(new));
+}
+
+fn unknown(action: &mut Action, what: &'static str) {
+    append(action, &Action::opaque(action.protocol, Target::new(what)));
+}
+
+/// Appends the parts and facts of `other`. Parts without facts get facts of their own, so that each part belongs to
+/// exactly one statement.
+pub fn append(action: &mut Action, other: &Action) {
+    let shift = action.parts.len();
+    let parts: Vec<Part> = other.parts.to_vec();
+    let Facts::Sql(facts) = &action.facts else {
+        action.parts.extend(parts);
+        return;
+    };
+    let mut all = facts.to_vec();
+    match &other.facts {
+        Facts::Sql(others) => all.extend(others.iter().map(|facts| {
+            let mut facts = facts.clone();
+            facts.parts = facts.parts.start + shift..facts.parts.end + shift;
+            facts
+        })),
+        _ if parts.iter().any(|(verb, _)| *verb == Verb::Unknown) => {
+            // No facts: a `when` must not be able to allow it by another statement's.
+            let facts = crate::action::SqlFacts { parts: shift..shift + parts.len(), ..Default::default() };
+            all.push(facts);
+        }
+        _ => {}
+    }
+    action.parts.extend(parts);
+    action.facts = Facts::Sql(all.into());
+}

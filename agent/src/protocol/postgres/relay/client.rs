@@ -1,0 +1,624 @@
+//! Frames from the client: what each would do, and what goes upstream in its place if it may not.
+
+use std::{
+    collections::VecDeque,
+    fmt::Write as _,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use bytes::{BufMut, Bytes, BytesMut};
+
+use super::{
+    Relay, Stop, Wait,
+    pending::{Asker, Copying, Expect, Op, Tally},
+};
+use crate::{
+    action::{Action, ProtocolId, Target, Verb},
+    protocol::postgres::{
+        codec::{self, Bind, Execute, Format, Frame, Malformed, Named, Parse, put, put_cstr},
+        deny::{self, Message},
+        names::NameState,
+        prepared::{Described, Portal, Prepared},
+    },
+    session::{Begun, Command, HoldNotice, Inert, Permit, Refusal, SessionError, Standing},
+    sql::{self, Classified, SettingRule, StatementInfo, StatementKind, setting_rule},
+};
+
+/// A catalogue younger than this is not fetched again for a name that did not resolve.
+const FRESH: Duration = Duration::from_secs(2);
+
+/// What to do when the gate permits.
+pub(super) enum Then {
+    /// A simple Query.
+    Query { statements: Vec<StatementInfo>, sql: Arc<str>, action: Action },
+    /// Parse of a statement.
+    Parse { name: String, prepared: Prepared },
+    /// Bind of a portal.
+    Bind { name: String, portal: Portal },
+    /// Execute of a portal.
+    Execute { portal: Arc<Portal> },
+    /// FunctionCall.
+    Function,
+}
+
+impl Then {
+    pub(super) fn in_pipeline(&self) -> bool {
+        matches!(self, Self::Parse { .. } | Self::Bind { .. } | Self::Execute { .. })
+    }
+}
+
+impl Relay {
+    pub(super) fn client_frame(&mut self, frame: Frame) -> Result<(), Stop> {
+        if self.skipping && !matches!(frame.tag(), b'S' | b'X' | b'Q' | b'F') {
+            return Ok(());
+        }
+        match frame.tag() {
+            b'd' | b'c' | b'f' => self.copy_data(frame),
+            b'H' | b'S' if self.copy_running() => {
+                // The upstream ignores these during COPY FROM STDIN, and so do we.
+                malformed(frame.reader().all().map_err(Into::into))
+            }
+            _ if self.copy_running() => Err(SessionError::Client("a command came in the middle of COPY data".into())),
+            _ => self.command_frame(frame),
+        }
+    }
+
+    /// Looks at a frame again after the catalogue was renewed.
+    pub(super) fn client_frame_again(&mut self, frame: Frame) -> Result<(), Stop> {
+        if self.skipping && frame.tag() == b'P' { Ok(()) } else { self.command_frame(frame) }
+    }
+
+    fn command_frame(&mut self, frame: Frame) -> Result<(), Stop> {
+        self.masker.masks = self.cx.masks();
+        self.masker.secrets = self.cx.house.secrets.known();
+        match frame.tag() {
+            b'Q' => self.query(frame),
+            b'P' => self.parse(frame),
+            b'B' => self.bind(&frame),
+            b'D' => self.describe(&frame),
+            b'E' => self.execute(frame),
+            b'C' => self.close(&frame),
+            b'F' => self.function(frame),
+            b'H' => {
+                malformed(frame.reader().all().map_err(Into::into))?;
+                self.inert(frame.into_bytes());
+                Ok(())
+            }
+            b'S' => {
+                malformed(frame.reader().all().map_err(Into::into))?;
+                self.skipping = false;
+                self.inert(frame.into_bytes());
+                self.owed.push_back(Expect::Sync);
+                Ok(())
+            }
+            b'X' => {
+                self.leaving = true;
+                self.inert(frame.into_bytes());
+                Ok(())
+            }
+            tag => Err(SessionError::Client(format!("a frame of unknown type {:?} came", char::from(tag)))),
+        }
+    }
+
+    fn inert(&mut self, bytes: Bytes) {
+        self.upstream_queue().forward_inert(Inert::new(bytes));
+    }
+
+    // --- classification
+
+    /// Classifies a text; `None` means that the frame waits for a newer catalogue.
+    fn classify(&mut self, sql: &str, frame: &Frame) -> Option<Classified> {
+        let mut classified = sql::classify(sql, &self.names.names());
+        let several = classified.statements.len() > 1;
+        if several && classified.statements.iter().any(NameState::affects_path) {
+            classified = sql::classify(sql, &self.names.without_path());
+        }
+        if !several
+            && unresolved(&classified.action)
+            && (self.catalogs.is_stale() || self.names.catalog().age() > FRESH)
+        {
+            let catalogs = Arc::clone(&self.catalogs);
+            let cx = Arc::clone(&self.cx);
+            let refreshed = Box::pin(async move { catalogs.refresh(&cx, FRESH).await });
+            self.wait = Some(Wait::Catalog { refreshed, frame: frame.clone() });
+            return None;
+        }
+        Some(classified)
+    }
+
+    /// Refuses settings that change how text is read or who runs it, whatever a rule says.
+    fn pinned(statements: &[StatementInfo]) -> Option<String> {
+        statements.iter().find_map(|statement| match &statement.kind {
+            StatementKind::Set { name, value, .. } => match setting_rule(name) {
+                SettingRule::Free | SettingRule::SearchPath => None,
+                SettingRule::Pinned(allowed) => {
+                    let fits = value.as_deref().is_some_and(|values| {
+                        !values.is_empty() && values.iter().all(|v| allowed.iter().any(|a| a.eq_ignore_ascii_case(v)))
+                    });
+                    (!fits).then(|| format!("setting \"{name}\" is pinned to {}", allowed.join(" or ")))
+                }
+                SettingRule::Refused => Some(format!("setting \"{name}\" may not be changed")),
+            },
+            _ => None,
+        })
+    }
+
+    // --- simple query
+
+    fn query(&mut self, frame: Frame) -> Result<(), Stop> {
+        let sql = match codec::query(frame.body()) {
+            Ok(sql) => sql,
+            Err(Malformed::Encoding) => return self.unreadable(frame),
+            Err(error) => return Err(SessionError::Client(error.to_string())),
+        };
+        let Some(classified) = self.classify(sql, &frame) else { return Ok(()) };
+        let action = self.registry.complete(&classified.action, &classified.statements);
+        let text: Arc<str> = sql.into();
+        let command = Command {
+            hash: *blake3::hash(frame.bytes()).as_bytes(),
+            shape: sql::shape(sql).into(),
+            text: Arc::clone(&text),
+            action: action.clone(),
+            bytes: frame.into_bytes(),
+            standing: Standing::New,
+        };
+        let begun = match Self::pinned(&classified.statements) {
+            Some(why) => self.gate.refuse_by_protocol(command, "pinned settings", why),
+            None => self.gate.begin(command),
+        };
+        self.begun(begun, Then::Query { statements: classified.statements, sql: text, action })
+    }
+
+    /// A command whose text is not UTF-8: nobody can judge it.
+    fn unreadable(&mut self, frame: Frame) -> Result<(), Stop> {
+        let text: Arc<str> = String::from_utf8_lossy(frame.body()).trim_end_matches('\0').into();
+        let in_pipeline = frame.tag() != b'Q';
+        let command = Command {
+            hash: *blake3::hash(frame.bytes()).as_bytes(),
+            shape: Arc::clone(&text),
+            text,
+            action: Action::opaque(ProtocolId::Postgres, Target::new("sql:not-utf8")),
+            bytes: frame.into_bytes(),
+            standing: Standing::New,
+        };
+        let begun = self.gate.refuse_by_protocol(command, "encoding", Malformed::Encoding.to_string());
+        match begun {
+            Begun::Ready(Err(refusal)) => self.refuse(refusal, in_pipeline),
+            Begun::Wait { answer, .. } => {
+                let then = if in_pipeline {
+                    Then::Parse { name: String::new(), prepared: empty_prepared() }
+                } else {
+                    Then::Function
+                };
+                self.wait = Some(Wait::Gate { answer, then: Box::new(then) });
+            }
+            Begun::Ready(Ok(_)) => return Err(SessionError::Enforcer("an unreadable command was permitted".into())),
+        }
+        Ok(())
+    }
+
+    // --- extended query
+
+    fn parse(&mut self, frame: Frame) -> Result<(), Stop> {
+        let parse = match Parse::read(frame.body()) {
+            Ok(parse) => parse,
+            Err(Malformed::Encoding) => return self.unreadable(frame),
+            Err(error) => return Err(SessionError::Client(error.to_string())),
+        };
+        if self.registry.size() >= self.cx.limits().prepared {
+            return Err(SessionError::Client("too many prepared statements or portals".into()));
+        }
+        let Some(classified) = self.classify(parse.sql, &frame) else { return Ok(()) };
+        let action = self.registry.complete(&classified.action, &classified.statements);
+        let prepared = Prepared {
+            sql: parse.sql.into(),
+            shape: sql::shape(parse.sql).into(),
+            action: action.clone(),
+            statements: classified.statements,
+            essence: frame.bytes().slice_ref(parse.essence),
+            epoch: self.names.epoch(),
+            described: Described::default(),
+        };
+        let name = parse.name.to_owned();
+        let command = Command {
+            action,
+            hash: *blake3::hash(frame.bytes()).as_bytes(),
+            text: Arc::clone(&prepared.sql),
+            shape: Arc::clone(&prepared.shape),
+            bytes: frame.into_bytes(),
+            standing: Standing::New,
+        };
+        let begun = match Self::pinned(&prepared.statements) {
+            Some(why) => self.gate.refuse_by_protocol(command, "pinned settings", why),
+            None => self.gate.prepare(command),
+        };
+        self.begun(begun, Then::Parse { name, prepared })
+    }
+
+    fn bind(&mut self, frame: &Frame) -> Result<(), Stop> {
+        let bind = match Bind::read(frame.body()) {
+            Ok(bind) => bind,
+            Err(error) => return Err(SessionError::Client(error.to_string())),
+        };
+        let Some(statement) = self.registry.statements.get(bind.statement).cloned() else {
+            let message = format!("prepared statement \"{}\" does not exist", bind.statement);
+            self.refuse(missing(message), true);
+            return Ok(());
+        };
+        let statement = self.current(statement);
+        let parameters = describe_parameters(&bind);
+        let portal = Portal {
+            formats: bind.formats,
+            essence: frame.bytes().slice_ref(bind.essence),
+            parameters: parameters.into(),
+            running: AtomicBool::new(false),
+            described: AtomicBool::new(false),
+            statement: Arc::clone(&statement),
+        };
+        let name = bind.portal.to_owned();
+        let command = self.portal_command(&portal, &[], frame.bytes().clone());
+        let begun = self.gate.prepare(command);
+        self.begun(begun, Then::Bind { name, portal })
+    }
+
+    /// The statement under the names of now: PostgreSQL, too, looks names up again when `search_path` changed.
+    fn current(&self, statement: Arc<Prepared>) -> Arc<Prepared> {
+        if statement.epoch == self.names.epoch() {
+            return statement;
+        }
+        let classified = sql::classify(&statement.sql, &self.names.names());
+        let mut action = self.registry.complete(&classified.action, &classified.statements);
+        // What it meant before still counts: under which names the server planned it is not known for certain.
+        crate::protocol::postgres::prepared::append(&mut action, &statement.action);
+        Arc::new(Prepared {
+            sql: Arc::clone(&statement.sql),
+            shape: Arc::clone(&statement.shape),
+            action,
+            statements: statement.statements.clone(),
+            essence: statement.essence.clone(),
+            epoch: self.names.epoch(),
+            described: Described::default(),
+        })
+    }
+
+    fn portal_command(&self, portal: &Portal, execute: &[u8], bytes: Bytes) -> Command {
+        let statement = &portal.statement;
+        let mut hash = blake3::Hasher::new();
+        for part in [&statement.essence[..], &portal.essence[..], execute] {
+            hash.update(&(part.len() as u64).to_be_bytes());
+            hash.update(part);
+        }
+        let text = if portal.parameters.is_empty() {
+            Arc::clone(&statement.sql)
+        } else {
+            format!("{}\n-- {}", statement.sql, portal.parameters).into()
+        };
+        Command {
+            action: statement.action.clone(),
+            bytes,
+            text,
+            shape: Arc::clone(&statement.shape),
+            hash: *hash.finalize().as_bytes(),
+            standing: Standing::New,
+        }
+    }
+
+    fn describe(&mut self, frame: &Frame) -> Result<(), Stop> {
+        let named = malformed(Named::read(frame.body()))?;
+        let expect = match named {
+            Named::Statement(name) => {
+                Expect::DescribeStatement { statement: self.registry.statements.get(name).cloned() }
+            }
+            Named::Portal(name) => {
+                let portal = self.registry.portals.get(name).cloned();
+                if let Some(portal) = &portal {
+                    portal.described.store(true, Ordering::Relaxed);
+                }
+                Expect::DescribePortal { portal, asked_by: Asker::Client }
+            }
+        };
+        self.inert(frame.bytes().clone());
+        self.owed.push_back(expect);
+        Ok(())
+    }
+
+    fn execute(&mut self, frame: Frame) -> Result<(), Stop> {
+        let execute = malformed(Execute::read(frame.body()))?;
+        let Some(portal) = self.registry.portals.get(execute.portal).cloned() else {
+            self.refuse(missing(format!("portal \"{}\" does not exist", execute.portal)), true);
+            return Ok(());
+        };
+        let mut command = self.portal_command(&portal, &execute.max_rows.to_be_bytes(), frame.bytes().clone());
+        if portal.running.load(Ordering::Relaxed) {
+            command.standing = Standing::Continues;
+        }
+        let begun = self.gate.begin(command);
+        // Rows can only be masked by their description, so one is asked for where the client did not.
+        if !portal.described.swap(true, Ordering::Relaxed) && portal.statement.described.fields().is_none() {
+            let mut out = BytesMut::new();
+            put(&mut out, b'D', |b| {
+                b.put_u8(b'P');
+                put_cstr(b, execute.portal.as_bytes());
+            });
+            self.inert(out.freeze());
+            self.owed.push_back(Expect::DescribePortal { portal: Some(Arc::clone(&portal)), asked_by: Asker::Us });
+        }
+        self.begun(begun, Then::Execute { portal })
+    }
+
+    fn close(&mut self, frame: &Frame) -> Result<(), Stop> {
+        let (kind, name) = match malformed(Named::read(frame.body()))? {
+            Named::Statement(name) => (b'S', name.to_owned()),
+            Named::Portal(name) => (b'P', name.to_owned()),
+        };
+        self.inert(frame.bytes().clone());
+        self.owed.push_back(Expect::Close { kind, name });
+        Ok(())
+    }
+
+    fn function(&mut self, frame: Frame) -> Result<(), Stop> {
+        let oid = malformed(codec::function_call(frame.body()))?;
+        let (target, text) = match self.names.catalog().function(oid) {
+            Some((schema, name)) => (Target::function(Some(schema), name), format!("function call {schema}.{name}")),
+            None => (Target::function(None, &oid.to_string()), format!("function call of oid {oid}")),
+        };
+        let text: Arc<str> = text.into();
+        let command = Command {
+            action: Action::single(ProtocolId::Postgres, Verb::Execute, target),
+            hash: *blake3::hash(frame.bytes()).as_bytes(),
+            shape: Arc::clone(&text),
+            text,
+            bytes: frame.into_bytes(),
+            standing: Standing::New,
+        };
+        let begun = self.gate.begin(command);
+        self.begun(begun, Then::Function)
+    }
+
+    // --- COPY data
+
+    fn copy_running(&self) -> bool {
+        self.owed.front().is_some_and(|expect| match expect {
+            Expect::Query(op) | Expect::Execute { op, .. } => matches!(op.copying, Copying::In),
+            _ => false,
+        })
+    }
+
+    fn copy_data(&mut self, frame: Frame) -> Result<(), Stop> {
+        let Some(op) = self.owed.front_mut().and_then(Expect::op_mut).filter(|op| matches!(op.copying, Copying::In))
+        else {
+            // As the upstream does: data that came too late for a COPY that failed.
+            return Ok(());
+        };
+        match frame.tag() {
+            b'd' => op.tally.bytes += frame.body().len() as u64,
+            _ => op.copying = Copying::InDone,
+        }
+        let right = op.data;
+        self.upstream_queue().forward_data(right, frame.into_bytes());
+        Ok(())
+    }
+
+    // --- what the gate said
+
+    fn begun(&mut self, begun: Begun, then: Then) -> Result<(), Stop> {
+        match begun {
+            Begun::Ready(answer) => self.answered(answer, then),
+            Begun::Wait { hold, answer } => {
+                if let Some(notice) = hold {
+                    self.announce(&notice);
+                    self.estimate(&notice, &then);
+                }
+                self.wait = Some(Wait::Gate { answer, then: Box::new(then) });
+                Ok(())
+            }
+        }
+    }
+
+    fn announce(&mut self, notice: &HoldNotice) {
+        let who = if notice.reviewers.is_empty() { "a reviewer".to_owned() } else { notice.reviewers.join(", ") };
+        let mut message = Message::notice(format!("held for approval: {} (hold {})", notice.reason, notice.id));
+        message.detail = Some(format!("Waiting for {who}; expires in {} s.", notice.expires.as_secs()));
+        message.hint = Some(format!("A reviewer runs: portcullis approve {}", notice.id));
+        self.tell(message.encode());
+    }
+
+    /// Asks the planner how many rows the command would touch, on a connection of its own, for the reviewer.
+    fn estimate(&self, notice: &HoldNotice, then: &Then) {
+        let sql = match then {
+            Then::Query { sql, statements, .. } if statements.len() == 1 => Arc::clone(sql),
+            _ => return,
+        };
+        let (catalogs, cx, id) = (Arc::clone(&self.catalogs), Arc::clone(&self.cx), Arc::clone(&notice.id));
+        tokio::spawn(async move {
+            let rows = catalogs.estimate(&cx, &sql).await;
+            let note = match rows {
+                Some(_) => "rows that the planner expects",
+                None => "the planner could not be asked",
+            };
+            cx.house.holds.set_estimate(&id, rows, note);
+        });
+    }
+
+    pub(super) fn answered(&mut self, answer: Result<Permit, Refusal>, then: Then) -> Result<(), Stop> {
+        // The pipeline failed while this waited: the upstream skips it, and so nothing of it may go.
+        if self.skipping && then.in_pipeline() {
+            return Ok(());
+        }
+        let permit = match answer {
+            Ok(permit) => permit,
+            Err(refusal) => {
+                self.refuse(refusal, then.in_pipeline());
+                return Ok(());
+            }
+        };
+        match then {
+            Then::Query { statements, sql, action } => self.forward_query(permit, statements, &sql, &action),
+            Then::Parse { name, prepared } => {
+                self.upstream_queue().forward(permit);
+                let previous = self.registry.statements.insert(name.clone(), Arc::new(prepared));
+                self.owed.push_back(Expect::Parse { name, previous });
+            }
+            Then::Bind { name, portal } => {
+                self.upstream_queue().forward(permit);
+                let previous = self.registry.portals.insert(name.clone(), Arc::new(portal));
+                self.owed.push_back(Expect::Bind { name, previous });
+            }
+            Then::Execute { portal } => {
+                portal.running.store(true, Ordering::Relaxed);
+                let statement = Arc::clone(&portal.statement);
+                self.remember(&statement.statements, &statement.sql, &statement.action);
+                let op = self.op(&permit, &statement.statements, &statement.action);
+                self.upstream_queue().forward(permit);
+                self.owed.push_back(Expect::Execute { op: Box::new(op), portal });
+            }
+            Then::Function => {
+                let op = self.op(&permit, &[], &Action::opaque(ProtocolId::Postgres, Target::new("function")));
+                self.upstream_queue().forward(permit);
+                self.owed.push_back(Expect::Function(Box::new(op)));
+            }
+        }
+        Ok(())
+    }
+
+    fn forward_query(&mut self, permit: Permit, statements: Vec<StatementInfo>, sql: &Arc<str>, action: &Action) {
+        self.remember(&statements, sql, action);
+        let op = self.op(&permit, &statements, action);
+        self.upstream_queue().forward(permit);
+        self.owed.push_back(Expect::Query(Box::new(op)));
+    }
+
+    /// Follows what a command changes in the session: path, prepared statements, cursors.
+    fn remember(&mut self, statements: &[StatementInfo], sql: &Arc<str>, action: &Action) {
+        self.names.follow(statements);
+        for statement in statements {
+            let (name, inner, cursor) = match &statement.kind {
+                StatementKind::Prepare { name, inner } => (name, inner, false),
+                StatementKind::DeclareCursor { name, inner } => (name, inner, true),
+                _ => continue,
+            };
+            let text = sql.get(inner.clone()).unwrap_or(sql);
+            let prepared = Prepared {
+                sql: text.into(),
+                shape: sql::shape(text).into(),
+                // The whole command's action: never less than the inner statement's.
+                action: action.clone(),
+                statements: sql::classify(text, &self.names.names()).statements,
+                essence: Bytes::copy_from_slice(text.as_bytes()),
+                epoch: self.names.epoch(),
+                described: Described::default(),
+            };
+            if cursor {
+                self.registry.merge_cursor(name.clone(), prepared);
+            } else {
+                self.registry.merge_statement(name.clone(), prepared);
+            }
+        }
+    }
+
+    fn op(&self, permit: &Permit, statements: &[StatementInfo], action: &Action) -> Op {
+        let copies: VecDeque<_> = statements
+            .iter()
+            .filter_map(|statement| match &statement.kind {
+                StatementKind::Copy(copy) => Some(copy.clone()),
+                _ => None,
+            })
+            .collect();
+        Op {
+            seq: permit.seq(),
+            since: Instant::now(),
+            tainted: self.tainted(statements, action),
+            statements: statements.to_vec(),
+            copies,
+            copying: Copying::No,
+            data: permit.data_right(),
+            plan: None,
+            tally: Tally::default(),
+        }
+    }
+
+    /// Whether computed columns may derive from masked ones: the statement names one, or could reach one without naming
+    /// it (`*` in a sub-select, whole rows, renamed columns, code that is not ours to read).
+    fn tainted(&self, statements: &[StatementInfo], action: &Action) -> bool {
+        if !self.masker.masks.has_columns() {
+            return false;
+        }
+        let opaque = |info: &StatementInfo| {
+            let m = &info.mentions;
+            matches!(info.kind, StatementKind::Opaque)
+                || m.nested_wildcard
+                || m.whole_row
+                || m.renames_columns
+                || m.identifiers.iter().any(|name| self.masker.masks.may_name_column(name))
+        };
+        action.parts.iter().any(|(verb, _)| matches!(verb, Verb::Execute | Verb::Unknown))
+            || statements.iter().any(opaque)
+            || self.registry.named(statements).any(|prepared| prepared.statements.iter().any(opaque))
+    }
+
+    /// Makes the upstream refuse in this place, and remembers what to tell the client then.
+    pub(super) fn refuse(&mut self, refusal: Refusal, in_pipeline: bool) {
+        if in_pipeline {
+            self.inert(deny::refuse_extended());
+            self.owed.push_back(Expect::Refused(refusal));
+            self.skipping = true;
+        } else {
+            self.inert(deny::refuse_query());
+            self.owed.push_back(Expect::RefusedQuery(refusal));
+        }
+    }
+}
+
+fn malformed<T>(read: Result<T, Malformed>) -> Result<T, Stop> {
+    read.map_err(|error| SessionError::Client(error.to_string()))
+}
+
+fn unresolved(action: &Action) -> bool {
+    action.parts.iter().any(|(_, target)| target.as_str().starts_with("?.") || target.as_str().starts_with("fn:?."))
+}
+
+fn missing(message: String) -> Refusal {
+    Refusal { message, rule: "protocol".into(), hint: None, seq: 0 }
+}
+
+fn empty_prepared() -> Prepared {
+    Prepared {
+        sql: "".into(),
+        shape: "".into(),
+        action: Action::opaque(ProtocolId::Postgres, Target::new("sql:not-utf8")),
+        statements: Vec::new(),
+        essence: Bytes::new(),
+        epoch: 0,
+        described: Described::default(),
+    }
+}
+
+/// Parameters for people: texts quoted, binary ones as hex, long ones cut.
+fn describe_parameters(bind: &Bind<'_>) -> String {
+    const LONGEST: usize = 128;
+    let mut out = String::new();
+    for (i, (format, value)) in bind.parameters.iter().enumerate() {
+        if i > 0 {
+            out.push_str(", ");
+        }
+        let _ = write!(out, "${} = ", i + 1);
+        match (format, value) {
+            (_, None) => out.push_str("NULL"),
+            (Format::Text, Some(value)) => {
+                let shown = &value[..value.len().min(LONGEST)];
+                let cut = if shown.len() < value.len() { "…" } else { "" };
+                let _ = write!(out, "{:?}{cut}", String::from_utf8_lossy(shown));
+            }
+            (Format::Binary, Some(value)) => {
+                let shown = &value[..value.len().min(LONGEST)];
+                let cut = if shown.len() < value.len() { "…" } else { "" };
+                let _ = write!(out, "\\x{}{cut}", data_encoding::HEXLOWER.encode(shown));
+            }
+        }
+    }
+    out
+}

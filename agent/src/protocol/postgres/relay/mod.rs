@@ -1,0 +1,334 @@
+//! The relay: one task per connection, both directions, after both logins are done.
+//!
+//! Frames from the client are cut, classified and given to the gate; frames from the upstream are matched with what it
+//! owes ([`pending`]), masked and passed. The loop never waits for one side only: a hold leaves responses flowing, a
+//! slow client stops upstream reads, a slow upstream stops client reads. Anything out of order ends the connection.
+
+mod client;
+mod pending;
+mod server;
+
+use std::{
+    collections::VecDeque,
+    future::Future,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+};
+
+use bytes::{Bytes, BytesMut};
+use futures_util::future::BoxFuture;
+use tokio::sync::mpsc;
+use tokio_util::sync::WaitForCancellationFutureOwned;
+
+use self::pending::Expect;
+use super::{
+    catalog::{Catalog, Catalogs},
+    codec::{self, Frame},
+    deny::{self, Message},
+    mask::Masker,
+    names::{NameState, TransactionEnd},
+    prepared::Registry,
+};
+use crate::{
+    session::{BoxIo, ConnectionCx, Ended, Gate, Inert, Permit, Refusal, SessionError, Upstream},
+    wire::pump::Side,
+};
+
+/// A connection between two logged-in sides.
+pub struct Relay {
+    cx: Arc<ConnectionCx>,
+    gate: Gate,
+    client: Side<BoxIo>,
+    upstream: Side<BoxIo>,
+    catalogs: Arc<Catalogs>,
+    names: NameState,
+    registry: Registry,
+    owed: VecDeque<Expect>,
+    /// The pipeline failed: frames of the client are dropped up to its Sync, as the upstream does.
+    skipping: bool,
+    /// Status of the last ReadyForQuery: `I`, `T` or `E`.
+    status: u8,
+    /// How the last transaction ended, if a tag told.
+    ending: TransactionEnd,
+    wait: Option<Wait>,
+    /// Upstream frames wait for a catalogue.
+    upstream_wait: Option<(BoxFuture<'static, Option<Arc<Catalog>>>, Frame)>,
+    terminated: Pin<Box<WaitForCancellationFutureOwned>>,
+    /// Cancel requests of the client.
+    cancelled: mpsc::Receiver<()>,
+    /// A command of this transaction may have changed what names mean.
+    schema_changed: bool,
+    /// The client has said goodbye.
+    leaving: bool,
+    masker: Masker,
+}
+
+/// Why the client's frames stand still.
+enum Wait {
+    /// The gate has not answered.
+    Gate { answer: BoxFuture<'static, Result<Permit, Refusal>>, then: Box<client::Then> },
+    /// Names did not resolve; the frame is looked at again with a newer catalogue.
+    Catalog { refreshed: BoxFuture<'static, Option<Arc<Catalog>>>, frame: Frame },
+}
+
+enum Step {
+    Io,
+    Cancelled,
+    Terminate,
+    Answered(Result<Permit, Refusal>, Box<client::Then>),
+    Refreshed(Option<Arc<Catalog>>, Frame),
+    UpstreamRefreshed(Option<Arc<Catalog>>, Frame),
+}
+
+/// Why the relay stops.
+type Stop = SessionError;
+
+impl Relay {
+    /// Over two sides whose logins are complete.
+    pub fn new(
+        cx: Arc<ConnectionCx>,
+        gate: Gate,
+        client: Side<BoxIo>,
+        upstream: Side<BoxIo>,
+        catalogs: Arc<Catalogs>,
+        names: NameState,
+        cancelled: mpsc::Receiver<()>,
+    ) -> Self {
+        let terminated = Box::pin(cx.terminate.clone().cancelled_owned());
+        let masker = Masker { masks: cx.masks(), secrets: cx.house.secrets.known() };
+        Self {
+            cx,
+            gate,
+            client,
+            upstream,
+            catalogs,
+            names,
+            registry: Registry::default(),
+            owed: VecDeque::new(),
+            skipping: false,
+            status: b'I',
+            ending: TransactionEnd::Committed,
+            wait: None,
+            upstream_wait: None,
+            terminated,
+            cancelled,
+            schema_changed: false,
+            leaving: false,
+            masker,
+        }
+    }
+
+    /// Runs to the end of the connection.
+    pub async fn run(mut self) -> Result<Ended, SessionError> {
+        let outcome = self.relay().await;
+        self.finish(&outcome);
+        if let Err(error) = &outcome {
+            self.last_words(error).await;
+        }
+        let ended = Ended { bytes_in: self.client.read_total(), bytes_out: self.client.output.total() };
+        outcome.map(|()| ended)
+    }
+
+    async fn relay(&mut self) -> Result<(), Stop> {
+        loop {
+            self.drain_upstream()?;
+            self.drain_client()?;
+            if self.upstream.ended {
+                return self.upstream_gone().await;
+            }
+            if self.client.ended && !self.leaving {
+                self.leave();
+            }
+            match std::future::poll_fn(|cx| self.poll_step(cx)).await? {
+                Step::Io => {}
+                Step::Cancelled => self.cancel_wait(),
+                Step::Terminate => {
+                    return Err(SessionError::Ended((*self.cx.ending.get().unwrap_or(&"terminated")).into()));
+                }
+                Step::Answered(answer, then) => self.answered(answer, *then)?,
+                Step::Refreshed(catalog, frame) => {
+                    self.renew(catalog);
+                    self.client_frame_again(frame)?;
+                }
+                Step::UpstreamRefreshed(catalog, frame) => {
+                    self.renew(catalog);
+                    self.described(frame)?;
+                }
+            }
+        }
+    }
+
+    /// What can happen next. Termination comes first, so that the recorded cause is always the same.
+    fn poll_step(&mut self, cx: &mut Context<'_>) -> Poll<Result<Step, Stop>> {
+        if self.terminated.as_mut().poll(cx).is_ready() {
+            return Poll::Ready(Ok(Step::Terminate));
+        }
+        if let Poll::Ready(Some(())) = self.cancelled.poll_recv(cx) {
+            return Poll::Ready(Ok(Step::Cancelled));
+        }
+        match &mut self.wait {
+            Some(Wait::Gate { answer, .. }) => {
+                if let Poll::Ready(answer) = answer.as_mut().poll(cx)
+                    && let Some(Wait::Gate { then, .. }) = self.wait.take()
+                {
+                    return Poll::Ready(Ok(Step::Answered(answer, then)));
+                }
+            }
+            Some(Wait::Catalog { refreshed, .. }) => {
+                if let Poll::Ready(catalog) = refreshed.as_mut().poll(cx)
+                    && let Some(Wait::Catalog { frame, .. }) = self.wait.take()
+                {
+                    return Poll::Ready(Ok(Step::Refreshed(catalog, frame)));
+                }
+            }
+            None => {}
+        }
+        if let Some((refreshed, _)) = &mut self.upstream_wait
+            && let Poll::Ready(catalog) = refreshed.as_mut().poll(cx)
+            && let Some((_, frame)) = self.upstream_wait.take()
+        {
+            return Poll::Ready(Ok(Step::UpstreamRefreshed(catalog, frame)));
+        }
+        let mut moved = false;
+        moved |= self.client.poll_write(cx)?.is_ready();
+        moved |= self.upstream.poll_write(cx)?.is_ready();
+        let queue = self.cx.limits().queue;
+        if self.client.output.len() < queue && self.upstream_wait.is_none() {
+            moved |= self.upstream.poll_read(cx)?.is_ready();
+        }
+        // While the client must wait, a little is read all the same, so that its going away is seen.
+        let stalled = self.client_stalled();
+        if !stalled || self.client.input.len() < queue {
+            match self.client.poll_read(cx) {
+                Poll::Ready(Ok(())) => moved = true,
+                Poll::Ready(Err(_)) => {
+                    // A reset is a goodbye without words.
+                    self.client.ended = true;
+                    moved = true;
+                }
+                Poll::Pending => {}
+            }
+        }
+        if moved { Poll::Ready(Ok(Step::Io)) } else { Poll::Pending }
+    }
+
+    fn client_stalled(&self) -> bool {
+        self.wait.is_some()
+            || self.upstream.output.len() >= self.cx.limits().queue
+            || self.owed.len() >= self.cx.limits().pipeline
+            || self.owed.back().is_some_and(|e| match e {
+                Expect::Query(op) | Expect::Execute { op, .. } => op.awaits_copy_start(),
+                _ => false,
+            })
+    }
+
+    fn drain_client(&mut self) -> Result<(), Stop> {
+        while !self.leaving && !self.client_stalled() {
+            let limits = self.cx.limits();
+            let (command, bulk) = (limits.command, limits.bulk);
+            let cap = |tag| if tag == b'd' { bulk } else { command };
+            match codec::cut(&mut self.client.input, cap) {
+                Ok(None) => return Ok(()),
+                Ok(Some(frame)) => self.client_frame(frame)?,
+                Err(error) => return Err(SessionError::Client(error.to_string())),
+            }
+        }
+        Ok(())
+    }
+
+    fn drain_upstream(&mut self) -> Result<(), Stop> {
+        let cap = self.cx.limits().response;
+        while self.upstream_wait.is_none() {
+            match codec::cut(&mut self.upstream.input, |_| cap) {
+                Ok(None) => return Ok(()),
+                Ok(Some(frame)) => self.upstream_frame(frame)?,
+                Err(error) => return Err(SessionError::Upstream(error.to_string())),
+            }
+        }
+        Ok(())
+    }
+
+    /// The client will say nothing more: what waits for a reviewer is withdrawn, the rest is answered.
+    fn leave(&mut self) {
+        self.leaving = true;
+        self.wait = None;
+        let mut out = BytesMut::new();
+        codec::put(&mut out, b'X', |_| {});
+        self.upstream_queue().forward_inert(Inert::new(out.freeze()));
+    }
+
+    /// A cancel request while a command waits: it is withdrawn.
+    fn cancel_wait(&mut self) {
+        if let Some(Wait::Gate { then, .. }) = self.wait.take_if(|wait| matches!(wait, Wait::Gate { .. })) {
+            let refusal = Refusal {
+                message: "canceling statement due to user request".into(),
+                rule: "cancelled".into(),
+                hint: None,
+                seq: 0,
+            };
+            self.refuse(refusal, then.in_pipeline());
+        }
+    }
+
+    async fn upstream_gone(&mut self) -> Result<(), Stop> {
+        if self.leaving && self.upstream.input.is_empty() {
+            // Whether the client still listens or not does not matter any more.
+            let _ = self.client.flush().await;
+            return Ok(());
+        }
+        Err(SessionError::Upstream("the upstream closed the connection".into()))
+    }
+
+    /// Records what never got its answer.
+    fn finish(&mut self, outcome: &Result<(), Stop>) {
+        self.wait = None;
+        for mut expect in std::mem::take(&mut self.owed) {
+            if let Some(op) = expect.op_mut() {
+                op.tally.failed = true;
+                op.note(if outcome.is_ok() { "the client went away" } else { "the connection ended" });
+            }
+            self.record_end(expect);
+        }
+    }
+
+    fn record_end(&self, expect: Expect) {
+        if let Expect::Query(op) | Expect::Function(op) | Expect::Execute { op, .. } = expect {
+            self.record_result(*op);
+        }
+    }
+
+    fn record_result(&self, op: pending::Op) {
+        // The command itself is on record; without this line it is one whose end is not known.
+        if self.cx.record(op.result()).is_err() {
+            self.cx.end("the record cannot be written");
+        }
+    }
+
+    /// Tells the client why the connection ends, if it still listens.
+    async fn last_words(&mut self, error: &SessionError) {
+        let message = match error {
+            SessionError::Client(why) => Message::fatal(deny::PROTOCOL, format!("portcullis: {why}")),
+            SessionError::Ended(why) => Message::fatal(deny::SHUTDOWN, format!("portcullis: {why}")),
+            SessionError::Upstream(_) => Message::fatal(deny::LOST, "portcullis: the upstream connection was lost"),
+            SessionError::Enforcer(_) => Message::fatal("XX000", "portcullis: the enforcer failed; nothing was passed"),
+            SessionError::Io(_) => return,
+        };
+        self.client.output.push(message.encode());
+        let _ = tokio::time::timeout(std::time::Duration::from_secs(2), self.client.shutdown()).await;
+    }
+
+    fn upstream_queue(&mut self) -> Upstream<'_> {
+        Upstream::new(&mut self.upstream.output)
+    }
+
+    fn renew(&mut self, catalog: Option<Arc<Catalog>>) {
+        if let Some(catalog) = catalog {
+            self.names.renew(catalog);
+        }
+    }
+
+    fn tell(&mut self, bytes: Bytes) {
+        self.client.output.push(bytes);
+    }
+}

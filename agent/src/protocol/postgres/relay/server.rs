@@ -1,0 +1,537 @@
+//! Frames from the upstream: matched with what is owed, masked, passed.
+
+use std::sync::{Arc, atomic::Ordering};
+
+use super::{
+    Relay, Stop,
+    pending::{Asker, Copying, Expect, Op},
+};
+use crate::{
+    mask::Hits,
+    protocol::postgres::{
+        catalog::Attribute,
+        codec::{self, Field, Format, Frame, format_of, put, put_cstr},
+        copy::{CopyColumns, CopyMasker},
+        deny::{self, Message},
+        mask::{self, Column, Plan, Rule},
+        names::TransactionEnd,
+    },
+    session::{Refusal, SessionError},
+    sql::{CopyDirection, CopyInfo, CopySource, Names, StatementKind},
+    wire::Rewrite,
+};
+
+impl Relay {
+    pub(super) fn upstream_frame(&mut self, frame: Frame) -> Result<(), Stop> {
+        match frame.tag() {
+            b'D' => self.data_row(frame),
+            b'd' => self.copy_out(frame),
+            b'C' => self.complete(frame),
+            b'Z' => self.ready(frame),
+            b'1' | b'2' | b'3' => self.acknowledged(frame),
+            b'T' | b'n' => self.described(frame),
+            b't' => self.pass_for(frame, |e| matches!(e, Expect::DescribeStatement { .. })),
+            b'E' => self.error(frame),
+            b'N' => {
+                self.pass_text(&frame);
+                Ok(())
+            }
+            b'A' => self.notification(frame),
+            b'S' => self.parameter(frame),
+            b'I' | b's' => self.execute_ended(frame),
+            b'G' | b'H' => self.copy_starts(frame),
+            b'c' => self.copy_ends(frame),
+            b'V' => self.function_result(frame),
+            tag => Err(unexpected(tag)),
+        }
+    }
+
+    fn pass(&mut self, frame: Frame) {
+        self.client.output.push(frame.into_bytes());
+    }
+
+    fn pass_for(&mut self, frame: Frame, fits: impl Fn(&Expect) -> bool) -> Result<(), Stop> {
+        if self.owed.front().is_some_and(fits) {
+            self.pass(frame);
+            Ok(())
+        } else {
+            Err(unexpected(frame.tag()))
+        }
+    }
+
+    fn current_op(&mut self, tag: u8) -> Result<&mut Op, Stop> {
+        self.owed.front_mut().and_then(Expect::op_mut).ok_or_else(|| unexpected(tag))
+    }
+
+    // --- rows
+
+    /// RowDescription or NoData: binds the masks of the rows that follow.
+    pub(super) fn described(&mut self, frame: Frame) -> Result<(), Stop> {
+        let fields: Arc<[Field]> = if frame.tag() == b'T' {
+            codec::row_description(frame.body()).map_err(|e| SessionError::Upstream(e.to_string()))?.into()
+        } else {
+            Arc::from([])
+        };
+        if self.masker.masks.has_columns() && self.must_refresh(&fields) {
+            let (catalogs, cx) = (Arc::clone(&self.catalogs), Arc::clone(&self.cx));
+            let refreshed = Box::pin(async move { catalogs.refresh(&cx, std::time::Duration::ZERO).await });
+            self.upstream_wait = Some((refreshed, frame));
+            return Ok(());
+        }
+        let plan_for_query = match self.owed.front() {
+            Some(Expect::Query(op)) if frame.tag() == b'T' => Some(self.plan(&fields, op.tainted)),
+            _ => None,
+        };
+        match self.owed.front_mut() {
+            Some(Expect::Query(op)) if frame.tag() == b'T' => {
+                op.plan = plan_for_query.map(Arc::new);
+                if op.tally.columns.is_empty() {
+                    op.tally.columns = fields.iter().map(|f| f.name.as_str().into()).collect();
+                }
+                self.pass(frame);
+            }
+            Some(Expect::DescribeStatement { statement }) => {
+                if let Some(statement) = statement {
+                    statement.described.set(fields);
+                }
+                self.owed.pop_front();
+                self.pass(frame);
+            }
+            Some(Expect::DescribePortal { portal, asked_by }) => {
+                if let Some(portal) = portal {
+                    portal.statement.described.set(fields);
+                }
+                let asker = *asked_by;
+                self.owed.pop_front();
+                if asker == Asker::Client {
+                    self.pass(frame);
+                }
+            }
+            _ => return Err(unexpected(frame.tag())),
+        }
+        Ok(())
+    }
+
+    /// A table that the catalogue does not know yet, and that was not looked for since the frame came.
+    fn must_refresh(&self, fields: &[Field]) -> bool {
+        let catalog = self.names.catalog();
+        catalog.age() > std::time::Duration::from_millis(200)
+            && fields.iter().any(|field| field.table != 0 && catalog.by_oid(field.table).is_none())
+    }
+
+    fn plan(&self, fields: &[Field], tainted: bool) -> Plan {
+        let masks = &self.masker.masks;
+        if !masks.has_columns() {
+            return mask::plan(fields, |_, _| Rule::Scan, &Rule::Scan);
+        }
+        let catalog = self.names.catalog();
+        let by_column = catalog.column_masks(masks);
+        let hidden: Rule = Rule::Hide("column:unresolved".into());
+        let computed = if tainted { Rule::Hide("column:computed".into()) } else { Rule::Scan };
+        let rule = |table, attribute| match by_column.get(&(table, attribute)) {
+            Some(mask) => Rule::Column(mask.clone()),
+            None if catalog.by_oid(table).is_some() => Rule::Scan,
+            None => hidden.clone(),
+        };
+        mask::plan(fields, rule, &computed)
+    }
+
+    /// The plan of the rows of an Execute: the statement's columns in the portal's formats.
+    fn plan_of_execute(&mut self) -> Result<(), Stop> {
+        let (fields, formats, tainted) = match self.owed.front() {
+            Some(Expect::Execute { op, portal }) if op.plan.is_none() => {
+                let fields = portal.statement.described.fields();
+                let fields = fields.ok_or_else(|| SessionError::Upstream("rows came without a description".into()))?;
+                (fields, portal.formats.clone(), op.tainted)
+            }
+            _ => return Ok(()),
+        };
+        let mut plan = self.plan(&fields, tainted);
+        for (i, column) in plan.columns.iter_mut().enumerate() {
+            column.format = format_of(&formats, i).ok_or_else(|| unexpected(b'D'))?;
+        }
+        if let Some(op) = self.owed.front_mut().and_then(Expect::op_mut) {
+            op.plan = Some(Arc::new(plan));
+            op.tally.columns = fields.iter().map(|f| f.name.as_str().into()).collect();
+        }
+        Ok(())
+    }
+
+    fn data_row(&mut self, frame: Frame) -> Result<(), Stop> {
+        self.plan_of_execute()?;
+        let masker = self.masker.clone();
+        let samples = self.cx.limits().sample_rows;
+        let op = self.current_op(b'D')?;
+        let plan = op.plan.clone().ok_or_else(|| SessionError::Upstream("rows came without a description".into()))?;
+        let rewritten = if masker.is_idle() {
+            Rewrite::Pass
+        } else {
+            masker
+                .row(&plan, frame.body(), &mut op.tally.hits)
+                .map_err(|_| SessionError::Upstream("a row does not fit its description".into()))?
+        };
+        let bytes = match rewritten {
+            Rewrite::Pass => frame.into_bytes(),
+            Rewrite::Replace(bytes) => bytes,
+            Rewrite::Drop => return Ok(()),
+        };
+        op.tally.rows += 1;
+        op.tally.bytes += bytes.len() as u64;
+        if op.tally.sample.len() < samples {
+            op.tally.sample.push(mask::sample(Some(&plan), &bytes));
+        }
+        self.client.output.push(bytes);
+        Ok(())
+    }
+
+    // --- ends
+
+    fn complete(&mut self, frame: Frame) -> Result<(), Stop> {
+        let mut r = frame.reader();
+        let tag = r.cstr().ok().filter(|_| r.rest().is_empty()).and_then(|t| std::str::from_utf8(t).ok());
+        let tag = tag.ok_or_else(|| unexpected(b'C'))?.to_owned();
+        match tag.as_str() {
+            "COMMIT" => self.ending = TransactionEnd::Committed,
+            "ROLLBACK" => self.ending = TransactionEnd::RolledBack,
+            _ => {}
+        }
+        let op = self.current_op(b'C')?;
+        op.note(&tag);
+        op.plan = None;
+        op.copying = Copying::No;
+        // COPY and changes tell their rows only here.
+        if op.tally.rows == 0
+            && let Some(n) = tag.rsplit(' ').next().and_then(|n| n.parse().ok())
+        {
+            op.tally.rows = n;
+        }
+        let confirmed = match op.statements.as_slice() {
+            [one] => Some(one.clone()),
+            _ => None,
+        };
+        if let Some(statement) = confirmed {
+            self.registry.confirmed(&statement);
+            if matches!(statement.kind, StatementKind::Utility) {
+                self.catalogs.invalidate();
+                self.schema_changed = true;
+            }
+        } else {
+            self.schema_changed = true;
+        }
+        self.execute_ended(frame)
+    }
+
+    /// CommandComplete, EmptyQueryResponse or PortalSuspended: ends an Execute, and one statement of a Query.
+    fn execute_ended(&mut self, frame: Frame) -> Result<(), Stop> {
+        let tag = frame.tag();
+        match self.owed.front_mut() {
+            Some(Expect::Query(op)) if tag != b's' => {
+                if tag == b'I' {
+                    op.note("empty");
+                }
+            }
+            Some(Expect::Execute { op, .. }) => {
+                match tag {
+                    b'I' => op.note("empty"),
+                    b's' => op.note("suspended"),
+                    _ => {}
+                }
+                if let Some(done) = self.owed.pop_front() {
+                    self.record_end(done);
+                }
+            }
+            _ => return Err(unexpected(tag)),
+        }
+        self.pass(frame);
+        Ok(())
+    }
+
+    fn ready(&mut self, frame: Frame) -> Result<(), Stop> {
+        let [status @ (b'I' | b'T' | b'E')] = *frame.body() else { return Err(unexpected(b'Z')) };
+        match self.owed.pop_front() {
+            Some(expect) if expect.ends_at_ready() => self.record_end(expect),
+            _ => return Err(unexpected(b'Z')),
+        }
+        self.status = status;
+        if status == b'I' {
+            // What changed in the transaction is visible to others only now.
+            if std::mem::take(&mut self.schema_changed) {
+                self.catalogs.invalidate();
+            }
+            self.names.transaction_ended(self.ending);
+            self.ending = TransactionEnd::Committed;
+        }
+        self.pass(frame);
+        Ok(())
+    }
+
+    fn acknowledged(&mut self, frame: Frame) -> Result<(), Stop> {
+        match (frame.tag(), self.owed.pop_front()) {
+            (b'1', Some(Expect::Parse { .. })) | (b'2', Some(Expect::Bind { .. })) => {}
+            (b'3', Some(Expect::Close { kind: b'S', name })) => {
+                self.registry.statements.remove(&name);
+            }
+            (b'3', Some(Expect::Close { name, .. })) => {
+                self.registry.portals.remove(&name);
+                self.registry.cursors.remove(&name);
+            }
+            (tag, _) => return Err(unexpected(tag)),
+        }
+        self.pass(frame);
+        Ok(())
+    }
+
+    // --- errors and messages
+
+    fn error(&mut self, frame: Frame) -> Result<(), Stop> {
+        self.names.failed();
+        match self.owed.front_mut() {
+            // A Query's, also when it is one that we made fail.
+            Some(Expect::Query(op) | Expect::Function(op)) => {
+                op.tally.failed = true;
+                op.copying = Copying::No;
+                op.copies.clear();
+                op.plan = None;
+                self.pass_error(&frame);
+            }
+            Some(Expect::RefusedQuery(refusal)) => {
+                let message = refused(refusal);
+                self.tell(message.encode());
+            }
+            Some(Expect::Sync) | None => self.pass_error(&frame),
+            Some(_) => self.pipeline_failed(&frame),
+        }
+        Ok(())
+    }
+
+    /// The upstream skips to Sync: so does what it owes.
+    fn pipeline_failed(&mut self, frame: &Frame) {
+        let mut first = true;
+        while let Some(expect) = self.owed.pop_front() {
+            if matches!(expect, Expect::Sync) {
+                self.owed.push_front(expect);
+                return;
+            }
+            self.undo(&expect);
+            match expect {
+                Expect::Refused(refusal) if first => {
+                    let message = refused(&refusal);
+                    self.tell(message.encode());
+                }
+                Expect::Execute { mut op, .. } => {
+                    op.tally.failed = true;
+                    if first {
+                        let note = self.pass_text(frame);
+                        op.note(&note);
+                    } else {
+                        op.note("skipped");
+                    }
+                    self.record_result(*op);
+                }
+                _ if first => self.pass_error(frame),
+                _ => {}
+            }
+            first = false;
+        }
+        // No Sync has come yet: everything up to it is void, and so is what waits.
+        self.skipping = true;
+        self.wait.take_if(|wait| matches!(wait, super::Wait::Gate { then, .. } if then.in_pipeline()));
+    }
+
+    /// A name keeps the meaning it had where the upstream did not take the new one.
+    fn undo(&mut self, expect: &Expect) {
+        match expect {
+            Expect::Parse { name, previous: Some(previous) } => {
+                self.registry.statements.insert(name.clone(), Arc::clone(previous));
+            }
+            Expect::Parse { name, previous: None } => {
+                self.registry.statements.remove(name);
+            }
+            Expect::Bind { name, previous: Some(previous) } => {
+                self.registry.portals.insert(name.clone(), Arc::clone(previous));
+            }
+            Expect::Bind { name, previous: None } => {
+                self.registry.portals.remove(name);
+            }
+            Expect::DescribePortal { portal: Some(portal), .. } => portal.described.store(false, Ordering::Relaxed),
+            _ => {}
+        }
+    }
+
+    fn pass_error(&mut self, frame: &Frame) {
+        let note = self.pass_text(frame);
+        if let Some(op) = self.owed.front_mut().and_then(Expect::op_mut) {
+            op.note(&note);
+        }
+    }
+
+    /// Passes an error or notice, masked; returns what the record may say of it.
+    fn pass_text(&mut self, frame: &Frame) -> String {
+        let mut hits = Hits::default();
+        let bytes = match self.masker.message(frame.tag(), frame.body(), &mut hits) {
+            Rewrite::Pass | Rewrite::Drop => frame.bytes().clone(),
+            Rewrite::Replace(bytes) => bytes,
+        };
+        let note = error_note(&bytes[5..]);
+        self.tell(bytes);
+        if let Some(op) = self.owed.front_mut().and_then(Expect::op_mut) {
+            op.tally.hits.merge(&hits);
+        }
+        note
+    }
+
+    fn notification(&mut self, frame: Frame) -> Result<(), Stop> {
+        let mut r = frame.reader();
+        let parts = (|| Some((r.u32().ok()?, r.cstr().ok()?, r.cstr().ok()?)))();
+        let (pid, channel, payload) = parts.ok_or_else(|| unexpected(b'A'))?;
+        let mut hits = Hits::default();
+        match self.masker.text(payload, &mut hits) {
+            None => self.pass(frame),
+            Some(masked) => {
+                let mut out = bytes::BytesMut::new();
+                put(&mut out, b'A', |b| {
+                    b.extend_from_slice(&pid.to_be_bytes());
+                    put_cstr(b, channel);
+                    put_cstr(b, &masked);
+                });
+                self.tell(out.freeze());
+            }
+        }
+        Ok(())
+    }
+
+    /// ParameterStatus: how text is read must stay as it is judged.
+    fn parameter(&mut self, frame: Frame) -> Result<(), Stop> {
+        let mut r = frame.reader();
+        let (Ok(name), Ok(value)) = (r.cstr(), r.cstr()) else { return Err(unexpected(b'S')) };
+        if !crate::protocol::postgres::safe_parameter(name, value) {
+            return Err(SessionError::Upstream("the upstream changed how it reads text".into()));
+        }
+        self.pass(frame);
+        Ok(())
+    }
+
+    // --- COPY and functions
+
+    fn copy_starts(&mut self, frame: Frame) -> Result<(), Stop> {
+        let direction = if frame.tag() == b'G' { CopyDirection::In } else { CopyDirection::Out };
+        let op = self.current_op(frame.tag())?;
+        let copy = op.copies.pop_front().filter(|copy| copy.direction == direction);
+        let copy = copy.ok_or_else(|| SessionError::Upstream("a COPY began that was not asked for".into()))?;
+        let tainted = op.tainted;
+        let copying = match direction {
+            CopyDirection::In => Copying::In,
+            CopyDirection::Out => {
+                let columns = self.copy_columns(&copy, tainted);
+                Copying::Out(Box::new(CopyMasker::new(&copy, columns)))
+            }
+        };
+        self.current_op(frame.tag())?.copying = copying;
+        self.pass(frame);
+        Ok(())
+    }
+
+    /// The columns of a COPY: of a table those of the catalogue. Of a query they are not told, so that all are hidden if
+    /// one of them could be masked.
+    fn copy_columns(&self, copy: &CopyInfo, tainted: bool) -> CopyColumns {
+        let masks = &self.masker.masks;
+        let scan = || CopyColumns::All(Column { rule: Rule::Scan, type_oid: 25, format: Format::Text });
+        let hidden = || Column { rule: Rule::Hide("column:unresolved".into()), type_oid: 25, format: Format::Text };
+        if !masks.has_columns() {
+            return scan();
+        }
+        let CopySource::Table { schema, name, columns } = &copy.source else {
+            return if tainted { CopyColumns::All(hidden()) } else { scan() };
+        };
+        let catalog = self.names.catalog();
+        let found = Names::relation_schema(&self.names.names(), schema.as_deref(), name);
+        let Some(relation) = found.and_then(|schema| catalog.relation(&schema, name)) else {
+            return CopyColumns::All(hidden());
+        };
+        let by_column = catalog.column_masks(masks);
+        let column = |attribute: &Attribute| Column {
+            rule: by_column.get(&(relation.oid, attribute.number)).cloned().map_or(Rule::Scan, Rule::Column),
+            type_oid: attribute.type_oid,
+            format: Format::Text,
+        };
+        let named = |name: &String| relation.attributes.iter().find(|a| *a.name == **name).map_or_else(hidden, column);
+        CopyColumns::Each(if columns.is_empty() {
+            relation.attributes.iter().map(column).collect()
+        } else {
+            columns.iter().map(named).collect()
+        })
+    }
+
+    fn copy_out(&mut self, frame: Frame) -> Result<(), Stop> {
+        let masker = self.masker.clone();
+        let op = self.current_op(b'd')?;
+        let Copying::Out(copy) = &mut op.copying else { return Err(unexpected(b'd')) };
+        let rewritten = copy
+            .data(&masker, frame.body(), &mut op.tally.hits)
+            .map_err(|error| SessionError::Upstream(error.to_string()))?;
+        op.tally.rows += 1;
+        let bytes = match rewritten {
+            Rewrite::Pass => frame.into_bytes(),
+            Rewrite::Replace(bytes) => bytes,
+            Rewrite::Drop => return Ok(()),
+        };
+        op.tally.bytes += bytes.len() as u64;
+        self.client.output.push(bytes);
+        Ok(())
+    }
+
+    fn copy_ends(&mut self, frame: Frame) -> Result<(), Stop> {
+        let op = self.current_op(b'c')?;
+        match std::mem::take(&mut op.copying) {
+            Copying::Out(copy) if copy.is_whole() => {}
+            _ => return Err(unexpected(b'c')),
+        }
+        self.pass(frame);
+        Ok(())
+    }
+
+    fn function_result(&mut self, frame: Frame) -> Result<(), Stop> {
+        if !matches!(self.owed.front(), Some(Expect::Function(_))) {
+            return Err(unexpected(b'V'));
+        }
+        let mut r = frame.reader();
+        let value = r.value().map_err(|_| unexpected(b'V'))?;
+        let mut hits = Hits::default();
+        // Its type is not told: anything found, or anything at all where columns are masked, makes it NULL.
+        let hide = self.masker.masks.has_columns() || value.is_some_and(|v| self.masker.text(v, &mut hits).is_some());
+        let op = self.current_op(b'V')?;
+        op.note("function");
+        op.tally.hits.merge(&hits);
+        if value.is_some() && hide {
+            let mut out = bytes::BytesMut::new();
+            put(&mut out, b'V', |b| b.extend_from_slice(&(-1i32).to_be_bytes()));
+            self.tell(out.freeze());
+        } else {
+            self.pass(frame);
+        }
+        Ok(())
+    }
+}
+
+fn unexpected(tag: u8) -> Stop {
+    SessionError::Upstream(format!("a frame of type {:?} came out of order", char::from(tag)))
+}
+
+/// A refusal as the client sees it.
+fn refused(refusal: &Refusal) -> Message {
+    let code = match &*refusal.rule {
+        "protocol" => "26000",
+        "cancelled" => "57014",
+        _ => deny::REFUSED,
+    };
+    let mut message = Message::error(code, refusal.message.clone());
+    message.hint.clone_from(&refusal.hint);
+    message
+}
+
+/// SQLSTATE and message of an error, for the record.
+fn error_note(body: &[u8]) -> String {
+    let fields = deny::fields(body).unwrap_or_default();
+    let field = |kind| fields.iter().find(|(k, _)| *k == kind).map(|(_, text)| String::from_utf8_lossy(text));
+    format!("{} {}", field(b'C').unwrap_or_default(), field(b'M').unwrap_or_default())
+}

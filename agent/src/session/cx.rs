@@ -1,0 +1,157 @@
+//! What one connection is and has: down-scoped handles, not the world.
+
+use std::{
+    fmt,
+    sync::{Arc, OnceLock},
+};
+
+use arc_swap::ArcSwap;
+use tokio_util::sync::CancellationToken;
+
+use super::{House, permit::Refusal};
+use crate::{
+    action::{Action, Resource, Subject},
+    mask::MaskSet,
+    policy::{Decision, Policy, Reason, UpstreamSpec},
+    record::{Event, EventBody, Position},
+    wire::Limits,
+};
+
+/// One connection.
+pub struct ConnectionCx {
+    /// Number within the daemon's life.
+    pub id: u64,
+    /// Who opened it.
+    pub subject: Arc<Subject>,
+    /// Where it goes.
+    pub upstream: Arc<UpstreamSpec>,
+    /// The address of the upstream to dial, `host:port` of the policy.
+    pub address: Arc<str>,
+    /// The rest of the house.
+    pub house: Arc<House>,
+    /// Cancelled when the connection must end; the reason is in `ending`.
+    pub terminate: CancellationToken,
+    /// Why it must end.
+    pub ending: OnceLock<&'static str>,
+    database: OnceLock<Arc<str>>,
+    policy: ArcSwap<Judge>,
+}
+
+/// The policy of this connection's workload and the masks compiled from it.
+pub struct Judge {
+    /// The policy.
+    pub policy: Arc<Policy>,
+    /// Its masks for the connection's upstream.
+    pub masks: Arc<MaskSet>,
+}
+
+impl fmt::Debug for ConnectionCx {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ConnectionCx")
+            .field("id", &self.id)
+            .field("upstream", &self.upstream.name)
+            .finish_non_exhaustive()
+    }
+}
+
+impl ConnectionCx {
+    pub(super) fn new(
+        id: u64,
+        subject: Subject,
+        upstream: Arc<UpstreamSpec>,
+        address: Arc<str>,
+        house: Arc<House>,
+        judge: Judge,
+    ) -> Self {
+        Self {
+            id,
+            subject: Arc::new(subject),
+            upstream,
+            address,
+            house,
+            terminate: CancellationToken::new(),
+            ending: OnceLock::new(),
+            database: OnceLock::new(),
+            policy: ArcSwap::from_pointee(judge),
+        }
+    }
+
+    /// Ends the connection. The first reason stays.
+    pub fn end(&self, why: &'static str) {
+        let _ = self.ending.set(why);
+        self.terminate.cancel();
+    }
+
+    /// Limits.
+    pub fn limits(&self) -> &Limits {
+        &self.house.limits
+    }
+
+    /// Names the database once the login has told it.
+    pub fn set_database(&self, database: &str) {
+        let _ = self.database.set(database.into());
+    }
+
+    /// The database, once known.
+    pub fn database(&self) -> Option<&Arc<str>> {
+        self.database.get()
+    }
+
+    /// The resource that policy judges.
+    pub fn resource(&self) -> Resource {
+        Resource {
+            upstream: Arc::clone(&self.upstream.name),
+            protocol: self.upstream.protocol,
+            address: Arc::clone(&self.address),
+            database: self.database.get().cloned(),
+        }
+    }
+
+    /// The masks in force.
+    pub fn masks(&self) -> Arc<MaskSet> {
+        Arc::clone(&self.policy.load().masks)
+    }
+
+    /// Asks the policy in force. A session that is over may do nothing more.
+    pub fn decide(&self, action: &Action) -> Decision {
+        if self.subject.ends_at.is_some_and(|end| end <= std::time::SystemTime::now()) {
+            return Decision::Deny(Reason { rule: "session".into(), text: "the session's time is over".into() });
+        }
+        self.policy.load().policy.decide(&self.subject, &self.resource(), action)
+    }
+
+    /// Puts another policy in force for what comes next.
+    pub(super) fn judge_by(&self, judge: Judge) {
+        self.policy.store(Arc::new(judge));
+    }
+
+    /// Appends to the record. Failing that, nothing may happen.
+    pub fn record(&self, body: EventBody) -> Result<Position, Refusal> {
+        let event = Event {
+            timestamp: String::new(),
+            tenant: self.subject.tenant.clone(),
+            workload: Arc::clone(&self.subject.workload),
+            session_id: Arc::clone(&self.subject.session),
+            connection_id: self.id,
+            trace_id: Some(Arc::clone(&self.subject.trace_id)),
+            upstream: Some(Arc::clone(&self.upstream.name)),
+            body,
+        };
+        self.house.recorder.append(event).map_err(|error| unrecorded(&error))
+    }
+
+    /// Waits until the record is on disk.
+    pub async fn sync(&self, position: Position) -> Result<(), Refusal> {
+        self.house.recorder.sync(position).await.map_err(|error| unrecorded(&error))
+    }
+}
+
+fn unrecorded(error: &dyn std::error::Error) -> Refusal {
+    tracing::error!(%error, "the record cannot be written: traffic stops");
+    Refusal {
+        message: "refused: it could not be recorded".into(),
+        rule: "record".into(),
+        hint: Some("The host's operator must make room for the record.".into()),
+        seq: 0,
+    }
+}

@@ -1,0 +1,265 @@
+//! The gate: every command passes here, is judged by the policy then in force, recorded, and, if it must wait, held.
+//!
+//! Order matters. A command is recorded before its permit exists, and what changes data is on disk by then; if it
+//! cannot be recorded, it is refused. Failure mode: refusal.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Instant,
+};
+
+use futures_util::future::BoxFuture;
+
+use super::{
+    cx::ConnectionCx,
+    permit::{Command, HoldNotice, Permit, Refusal, Standing},
+};
+use crate::{
+    action::Action,
+    hold::{HoldError, HoldRequest, Outcome, Pending},
+    policy::{Decision, Effect, HoldSpec},
+    record::{DecisionNote, EventBody, Position},
+};
+
+/// Judges the commands of one connection.
+#[derive(Debug)]
+pub struct Gate {
+    cx: Arc<ConnectionCx>,
+    seq: AtomicU64,
+}
+
+/// What the gate answers at once.
+pub enum Begun {
+    /// Decided.
+    Ready(Result<Permit, Refusal>),
+    /// It takes time: a hold, or a sync to disk.
+    Wait {
+        /// What to tell the client, if a person must decide.
+        hold: Option<Box<HoldNotice>>,
+        /// The answer. Dropping it withdraws the hold.
+        answer: BoxFuture<'static, Result<Permit, Refusal>>,
+    },
+}
+
+impl Gate {
+    /// For one connection.
+    pub fn new(cx: Arc<ConnectionCx>) -> Self {
+        Self { cx, seq: AtomicU64::new(0) }
+    }
+
+    /// Judges a command. Calls for an async runtime only where it must wait.
+    pub fn begin(&self, command: Command) -> Begun {
+        let seq = self.seq.fetch_add(1, Ordering::Relaxed) + 1;
+        let decision = self.cx.decide(&command.action);
+        match decision {
+            Decision::Allow(obligations) => {
+                let effect = if obligations.notify { Effect::Notify } else { Effect::Allow };
+                self.permit(seq, command, note(effect, &obligations.rule, None), None)
+            }
+            Decision::Hold(spec) => self.hold(seq, command, spec),
+            Decision::Suggest(reason) => {
+                let mut refusal = refusal(&reason.rule, &reason.text, seq);
+                refusal.hint = Some("It was recorded as a suggestion; a person may run it.".into());
+                self.refuse(command, note(Effect::Suggest, &reason.rule, Some(&reason.text)), refusal)
+            }
+            Decision::Deny(reason) => {
+                let refusal = refusal(&reason.rule, &reason.text, seq);
+                self.refuse(command, note(Effect::Deny, &reason.rule, Some(&reason.text)), refusal)
+            }
+        }
+    }
+
+    /// Judges a command, waiting as long as it takes. Cancel safe: a cancelled wait withdraws the hold.
+    pub async fn authorize(&self, command: Command) -> Result<Permit, Refusal> {
+        match self.begin(command) {
+            Begun::Ready(answer) => answer,
+            Begun::Wait { answer, .. } => answer.await,
+        }
+    }
+
+    /// Judges what only prepares a command, which will be judged again, and recorded, when it runs: refused only if it could
+    /// never run. A refusal is recorded.
+    pub fn prepare(&self, command: Command) -> Begun {
+        match self.cx.decide(&command.action) {
+            Decision::Allow(_) | Decision::Hold(_) => Begun::Ready(Ok(Permit { bytes: command.bytes, seq: 0 })),
+            Decision::Suggest(_) | Decision::Deny(_) => self.begin(command),
+        }
+    }
+
+    /// Records a command that the protocol itself refuses, whatever the policy says.
+    pub fn refuse_by_protocol(&self, command: Command, rule: &'static str, message: String) -> Begun {
+        let seq = self.seq.fetch_add(1, Ordering::Relaxed) + 1;
+        let rule: Arc<str> = Arc::from(rule);
+        let note = note(Effect::Deny, &rule, Some(&Arc::from(message.as_str())));
+        self.refuse(command, note, Refusal { message, rule, hint: None, seq })
+    }
+
+    fn permit(&self, seq: u64, command: Command, note: DecisionNote, waited: Option<(Arc<str>, u64)>) -> Begun {
+        match self.cx.record(event(seq, &command, note, waited)) {
+            Err(refusal) => Begun::Ready(Err(refusal)),
+            Ok(position) => {
+                let durable = command.action.changes();
+                let permit = Permit { bytes: command.bytes, seq };
+                if durable { self.after_sync(position, Ok(permit)) } else { Begun::Ready(Ok(permit)) }
+            }
+        }
+    }
+
+    fn refuse(&self, command: Command, note: DecisionNote, refusal: Refusal) -> Begun {
+        match self.cx.record(event(refusal.seq, &command, note, None)) {
+            Ok(position) => self.after_sync(position, Err(refusal)),
+            // The refusal stands all the same.
+            Err(_) => Begun::Ready(Err(refusal)),
+        }
+    }
+
+    fn after_sync(&self, position: Position, answer: Result<Permit, Refusal>) -> Begun {
+        let cx = Arc::clone(&self.cx);
+        Begun::Wait {
+            hold: None,
+            answer: Box::pin(async move {
+                cx.sync(position).await?;
+                answer
+            }),
+        }
+    }
+
+    fn hold(&self, seq: u64, command: Command, spec: HoldSpec) -> Begun {
+        let rule = Arc::clone(&spec.reason.rule);
+        if command.standing == Standing::Continues {
+            return self.permit(
+                seq,
+                command,
+                note(Effect::Hold, &rule, Some(&"continues an approved command".into())),
+                None,
+            );
+        }
+        let subject = &self.cx.subject;
+        let request = HoldRequest {
+            workload: Arc::clone(&subject.workload),
+            session: Arc::clone(&subject.session),
+            connection_id: self.cx.id,
+            seq,
+            process: subject.process.clone(),
+            intent: subject.intent.clone(),
+            upstream: Arc::clone(&self.cx.upstream.name),
+            database: self.cx.database().cloned(),
+            command: Arc::clone(&command.text),
+            hash: command.hash,
+            action: command.action.parts.to_vec(),
+            spec,
+            shape: Arc::clone(&command.shape),
+        };
+        if let Some(covered) = self.cx.house.holds.covered(&request.as_command()) {
+            let mut note = note(Effect::Hold, &rule, Some(&covered.why));
+            note.reviewers = covered.reviewers;
+            return self.permit(seq, command, note, Some((covered.id, 0)));
+        }
+        let pending = match self.cx.house.holds.request(request.clone()) {
+            Ok(pending) => pending,
+            Err(error) => return self.no_hold(seq, command, &rule, &error),
+        };
+        let notice = HoldNotice {
+            id: Arc::clone(pending.id()),
+            reviewers: request.spec.reviewers.iter().map(ToString::to_string).collect(),
+            expires: request.spec.expires,
+            reason: Arc::clone(&request.spec.reason.text),
+            request: Arc::new(request),
+        };
+        let cx = Arc::clone(&self.cx);
+        let answer = Box::pin(wait(cx, seq, command, rule, pending));
+        Begun::Wait { hold: Some(Box::new(notice)), answer }
+    }
+
+    fn no_hold(&self, seq: u64, command: Command, rule: &Arc<str>, error: &HoldError) -> Begun {
+        let text: Arc<str> = format!("it needs a reviewer, and cannot wait for one: {error}").into();
+        let refusal = refusal(rule, &text, seq);
+        self.refuse(command, note(Effect::Deny, rule, Some(&text)), refusal)
+    }
+}
+
+/// Waits for reviewers, then judges once more: the policy may have changed, and so may the session.
+async fn wait(
+    cx: Arc<ConnectionCx>,
+    seq: u64,
+    command: Command,
+    rule: Arc<str>,
+    mut pending: Pending,
+) -> Result<Permit, Refusal> {
+    let since = Instant::now();
+    let id = Arc::clone(pending.id());
+    let outcome = pending.outcome().await;
+    let waited = u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX);
+    let decision_now = cx.decide(&command.action);
+    let mut decided = note(Effect::Hold, &rule, None);
+    let refusal = match outcome {
+        Outcome::Approved { reviewers, reason } => {
+            decided.reviewers = reviewers;
+            decided.reason = reason.map(Into::into);
+            match decision_now {
+                Decision::Allow(_) | Decision::Hold(_) => None,
+                Decision::Suggest(now) | Decision::Deny(now) => {
+                    decided = note(Effect::Deny, &now.rule, Some(&now.text));
+                    Some(refusal(&now.rule, &now.text, seq))
+                }
+            }
+        }
+        Outcome::Denied { reviewer, reason } => {
+            let text = reason.map_or_else(|| format!("denied by {reviewer}"), |r| format!("denied by {reviewer}: {r}"));
+            decided.reviewers = vec![reviewer];
+            decided.reason = Some(text.as_str().into());
+            Some(refusal(&rule, &text, seq))
+        }
+        Outcome::Expired => {
+            let text = "no reviewer answered in time";
+            decided.reason = Some(text.into());
+            let mut refusal = refusal(&rule, text, seq);
+            refusal.hint = Some("Ask a reviewer, then send the command again.".into());
+            Some(refusal)
+        }
+        Outcome::Revoked => {
+            let text = "the session lost its rights while the command waited";
+            decided.reason = Some(text.into());
+            Some(refusal(&rule, text, seq))
+        }
+    };
+    if refusal.is_some() {
+        decided.effect = Effect::Deny.as_str().into();
+    }
+    let position = cx.record(event(seq, &command, decided, Some((id, waited))))?;
+    cx.sync(position).await?;
+    match refusal {
+        Some(refusal) => Err(refusal),
+        None => Ok(Permit { bytes: command.bytes, seq }),
+    }
+}
+
+fn event(seq: u64, command: &Command, decision: DecisionNote, waited: Option<(Arc<str>, u64)>) -> EventBody {
+    let Action { parts, .. } = &command.action;
+    let (hold, waited_ms) = waited.unzip();
+    EventBody::Command {
+        seq,
+        command: Arc::clone(&command.text),
+        hash: data_encoding::HEXLOWER.encode(&command.hash),
+        action: parts.to_vec(),
+        decision,
+        hold,
+        waited_ms,
+    }
+}
+
+fn note(effect: Effect, rule: &Arc<str>, reason: Option<&Arc<str>>) -> DecisionNote {
+    DecisionNote {
+        effect: effect.as_str().into(),
+        rule: Arc::clone(rule),
+        reviewers: Vec::new(),
+        reason: reason.cloned(),
+    }
+}
+
+fn refusal(rule: &Arc<str>, text: &str, seq: u64) -> Refusal {
+    Refusal { message: format!("refused by rule \"{rule}\": {text}"), rule: Arc::clone(rule), hint: None, seq }
+}

@@ -1,0 +1,239 @@
+//! What all sessions share, and how one connection goes through it.
+
+use std::{
+    fmt,
+    net::{IpAddr, SocketAddr},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use arc_swap::ArcSwap;
+use futures_util::future::BoxFuture;
+
+use super::{
+    BoxIo, ConnectionCx, Gate, LiveTable, Network,
+    cx::Judge,
+    live::connect,
+    permit::{Command, Standing},
+};
+use crate::{
+    action::{ProcessFacts, ProtocolId},
+    hold::HoldStore,
+    identity::{self, Session, Sessions},
+    mask::MaskSet,
+    policy::{Policy, PolicySet, UpstreamSpec},
+    record::{Event, EventBody, Recorder},
+    secrets::Secrets,
+    wire::Limits,
+};
+
+/// A protocol that the enforcer speaks.
+pub trait Protocol: Send + Sync {
+    /// Its id.
+    fn id(&self) -> ProtocolId;
+
+    /// Serves one connection until it ends. The error is for the record; whatever the client may know it was told.
+    fn serve<'a>(&'a self, client: BoxIo, cx: &'a Arc<ConnectionCx>) -> BoxFuture<'a, Result<Ended, SessionError>>;
+}
+
+/// How much a connection carried.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Ended {
+    /// Bytes from the client.
+    pub bytes_in: u64,
+    /// Bytes to the client.
+    pub bytes_out: u64,
+}
+
+/// A connection ended badly. Says which side was at fault.
+#[derive(Debug, thiserror::Error)]
+pub enum SessionError {
+    /// The client broke the protocol or a limit.
+    #[error("client: {0}")]
+    Client(String),
+    /// The upstream broke the protocol, refused or vanished.
+    #[error("upstream: {0}")]
+    Upstream(String),
+    /// Policy, a reviewer or an operator ended it.
+    #[error("ended: {0}")]
+    Ended(String),
+    /// We failed.
+    #[error("enforcer: {0}")]
+    Enforcer(String),
+    /// A socket failed.
+    #[error("socket: {0}")]
+    Io(#[from] std::io::Error),
+}
+
+/// Everything that sessions share.
+pub struct House {
+    /// Policies in force.
+    pub policies: ArcSwap<PolicySet>,
+    /// The record.
+    pub recorder: Recorder,
+    /// What waits for reviewers.
+    pub holds: HoldStore,
+    /// Live sessions.
+    pub sessions: Sessions,
+    /// Credentials.
+    pub secrets: Arc<Secrets>,
+    /// The network.
+    pub network: Arc<dyn Network>,
+    /// Live connections.
+    pub live: LiveTable,
+    /// Caps.
+    pub limits: Limits,
+    /// Key of hashing masks: random, for this daemon's life.
+    pub mask_key: [u8; 32],
+    /// Protocols.
+    pub protocols: Vec<Arc<dyn Protocol>>,
+    /// Connections so far.
+    pub connections: AtomicU64,
+    /// Masks compiled so far, by policy and upstream. Start with none.
+    pub compiled: Mutex<Vec<(Arc<Policy>, Box<str>, Arc<MaskSet>)>>,
+}
+
+impl fmt::Debug for House {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("House").finish_non_exhaustive()
+    }
+}
+
+/// A connection that was accepted.
+pub struct Arrival {
+    /// Its stream.
+    pub io: BoxIo,
+    /// Where the client wanted to go.
+    pub origin: SocketAddr,
+    /// Whose it is.
+    pub session: Arc<Session>,
+    /// Which process opened it.
+    pub process: ProcessFacts,
+}
+
+impl House {
+    /// The upstream of a workload by name, with what judges it.
+    pub(super) fn judge(&self, workload: &str, upstream: &str) -> Option<(Arc<UpstreamSpec>, Judge)> {
+        let policies = self.policies.load();
+        let policy = policies.by_workload(workload)?;
+        let spec = policy.upstream(upstream)?;
+        let masks = self.masks(policy, upstream)?;
+        Some((Arc::clone(spec), Judge { policy: Arc::clone(policy), masks }))
+    }
+
+    /// The compiled masks of a policy for an upstream, compiled once and kept while the policy is in force.
+    fn masks(&self, policy: &Arc<Policy>, upstream: &str) -> Option<Arc<MaskSet>> {
+        let mut compiled = self.compiled.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = compiled.iter().find(|(of, name, _)| Arc::ptr_eq(of, policy) && &**name == upstream);
+        if let Some((_, _, masks)) = known {
+            return Some(Arc::clone(masks));
+        }
+        // Masks that do not compile were refused when the policy was loaded; should one still fail, nothing passes.
+        let masks = MaskSet::compile(policy.masks(upstream), self.mask_key)
+            .inspect_err(|error| tracing::error!(%error, upstream, "masks do not compile"))
+            .ok()?;
+        let masks = Arc::new(masks);
+        let policies = self.policies.load();
+        compiled.retain(|(of, ..)| policies.policies().iter().any(|p| Arc::ptr_eq(p, of)));
+        compiled.push((Arc::clone(policy), upstream.into(), Arc::clone(&masks)));
+        Some(masks)
+    }
+
+    /// Which upstream of the workload the client asked for, and by which of its addresses.
+    async fn find_upstream(&self, workload: &str, origin: SocketAddr) -> Option<(Arc<UpstreamSpec>, Arc<str>)> {
+        let policy = self.policies.load().by_workload(workload).cloned()?;
+        for upstream in policy.upstreams() {
+            for address in &upstream.addresses {
+                let Some((host, port)) = address.rsplit_once(':') else { continue };
+                if port.parse() != Ok(origin.port()) {
+                    continue;
+                }
+                let host = host.trim_start_matches('[').trim_end_matches(']');
+                // A name that does not resolve now is not where the client went; other addresses still count.
+                let found = self.network.resolve(host).await.unwrap_or_default();
+                if found.iter().any(|ip: &IpAddr| ip.to_canonical() == origin.ip().to_canonical()) {
+                    return Some((Arc::clone(upstream), address.as_str().into()));
+                }
+            }
+        }
+        None
+    }
+
+    fn refused(&self, session: &Session, what: String, process: ProcessFacts) {
+        let event = Event {
+            timestamp: String::new(),
+            tenant: session.tenant.clone(),
+            workload: Arc::clone(&session.workload),
+            session_id: Arc::clone(&session.id),
+            connection_id: 0,
+            trace_id: Some(Arc::clone(&session.trace_id)),
+            upstream: None,
+            body: EventBody::Refused { what, process },
+        };
+        if let Err(error) = self.recorder.append(event) {
+            tracing::error!(%error, "a refused connection could not be recorded");
+        }
+    }
+}
+
+/// Serves one connection to its end. Never fails outward: whatever happens is recorded and the connection closed.
+pub async fn serve(house: Arc<House>, arrival: Arrival) {
+    let Arrival { io, origin, session, process } = arrival;
+    if session.is_over() {
+        return house.refused(&session, format!("{origin}: the session is over"), process);
+    }
+    let Some((spec, address)) = house.find_upstream(&session.workload, origin).await else {
+        return house.refused(&session, format!("{origin}: no upstream of the policy has this address"), process);
+    };
+    let Some((upstream, judge)) = house.judge(&session.workload, &spec.name) else {
+        return house.refused(&session, format!("{origin}: the policy changed"), process);
+    };
+    let Some(protocol) = house.protocols.iter().find(|p| p.id() == upstream.protocol).cloned() else {
+        return house.refused(&session, format!("{origin}: protocol {} is not spoken", upstream.protocol), process);
+    };
+    let id = house.connections.fetch_add(1, Ordering::Relaxed) + 1;
+    let subject = identity::subject(&session, process);
+    let cx = Arc::new(ConnectionCx::new(id, subject, upstream, address, Arc::clone(&house), judge));
+    let entry = house.live.enter(&cx);
+    let stop = {
+        let cx = Arc::clone(&cx);
+        let ended = session.ended.clone();
+        tokio::spawn(async move {
+            tokio::select! {
+                () = ended.cancelled() => cx.end("the session ended"),
+                () = cx.terminate.cancelled() => {}
+            }
+        })
+    };
+    let outcome = protocol.serve(io, &cx).await;
+    stop.abort();
+    let (why, ended) = match outcome {
+        Ok(ended) => ("closed".to_owned(), ended),
+        Err(error) => (error.to_string(), Ended::default()),
+    };
+    tracing::debug!(connection = id, why, "connection ended");
+    let body = EventBody::Disconnect { why: why.into(), bytes_in: ended.bytes_in, bytes_out: ended.bytes_out };
+    // Recording failed: already logged, and there is nobody left to refuse.
+    let _ = cx.record(body);
+    drop(entry);
+}
+
+/// The command of opening a connection, for the gate: holds and grants apply to it as to any other.
+pub fn connect_command(cx: &ConnectionCx) -> Command {
+    let text: Arc<str> = format!("connect {} ({})", cx.upstream.name, cx.address).into();
+    Command {
+        action: connect(cx),
+        bytes: bytes::Bytes::new(),
+        hash: *blake3::hash(text.as_bytes()).as_bytes(),
+        shape: Arc::clone(&text),
+        text,
+        standing: Standing::New,
+    }
+}
+
+/// A gate for a connection.
+pub fn gate(cx: &Arc<ConnectionCx>) -> Gate {
+    Gate::new(Arc::clone(cx))
+}

@@ -1,0 +1,134 @@
+//! Refusals: in the right place, with the session usable and the transaction true.
+
+use portcullis::record::EventBody;
+use portcullis_tests::{PASSWORD, TestHouse};
+
+use crate::{POLICY, server};
+
+#[tokio::test]
+async fn a_refusal_names_its_rule_and_leaves_the_session_usable() {
+    let server = server();
+    let house = TestHouse::new(&server, POLICY).unwrap();
+    let client = house.client().await.unwrap();
+    for sql in [
+        "SELECT * FROM payroll",
+        "/* x */ SELECT 1; SELECT * FROM payroll",
+        "WITH x AS (SELECT * FROM payroll) SELECT 1",
+        "SELECT 1 WHERE EXISTS (SELECT FROM public.payroll)",
+        "COPY payroll TO STDOUT",
+        "TABLE payroll",
+        "UPDATE customers SET name = (SELECT employee FROM payroll LIMIT 1) WHERE id = 1",
+        "GRANT ALL ON customers TO PUBLIC",
+        "SELECT pg_read_file('/etc/passwd')",
+        "DO $$ BEGIN PERFORM 1; END $$",
+        "SET ROLE postgres",
+        "SET SESSION AUTHORIZATION postgres",
+        "SET client_encoding = 'SQL_ASCII'",
+        "SET standard_conforming_strings = off",
+        "SELECT set_config('role', 'postgres', false)",
+        "this is not sql",
+    ] {
+        let error = client.simple_query(sql).await.unwrap_err();
+        assert_eq!(error.code().map(|c| c.code()), Some("42501"), "{sql}: {error:?}");
+        assert_eq!(client.query_one("SELECT 1", &[]).await.unwrap().get::<_, i32>(0), 1, "after {sql}");
+    }
+    let error = client.simple_query("SELECT * FROM payroll").await.unwrap_err();
+    let message = error.as_db_error().unwrap().message().to_owned();
+    assert!(message.contains("no payroll") && message.contains("payroll is not for bots"), "{message}");
+    let error = client.query("SELECT * FROM payroll WHERE id = $1", &[&1i32]).await.unwrap_err();
+    assert_eq!(error.code().unwrap().code(), "42501");
+    assert_eq!(client.query_one("SELECT 2", &[]).await.unwrap().get::<_, i32>(0), 2);
+    assert!(!serde_json::to_string(&house.events().unwrap()).unwrap().contains(PASSWORD));
+}
+
+#[tokio::test]
+async fn a_refused_command_fails_its_transaction() {
+    let server = server();
+    let house = TestHouse::new(&server, POLICY).unwrap();
+    let client = house.client().await.unwrap();
+    client.simple_query("BEGIN").await.unwrap();
+    client.simple_query("UPDATE products SET price = 0 WHERE id = 1").await.unwrap();
+    client.simple_query("SELECT * FROM payroll").await.unwrap_err();
+    let error = client.simple_query("SELECT 1").await.unwrap_err();
+    assert_eq!(error.code().unwrap().code(), "25P02", "the transaction is aborted, as after any error");
+    client.simple_query("COMMIT").await.unwrap();
+    assert_eq!(server.sql("shop", "SELECT price FROM products WHERE id = 1").unwrap(), "1.50");
+}
+
+#[tokio::test]
+async fn pipelines_get_each_answer_in_its_place() {
+    let server = server();
+    let house = TestHouse::new(&server, POLICY).unwrap();
+    let client = house.client().await.unwrap();
+    let (a, b, c) = tokio::join!(
+        client.query("SELECT 1", &[]),
+        client.query("SELECT * FROM payroll", &[]),
+        client.query("SELECT 3", &[]),
+    );
+    assert_eq!(a.unwrap()[0].get::<_, i32>(0), 1);
+    assert_eq!(b.unwrap_err().code().unwrap().code(), "42501");
+    assert_eq!(c.unwrap()[0].get::<_, i32>(0), 3);
+}
+
+#[tokio::test]
+async fn a_name_means_what_the_server_means() {
+    let server = server();
+    let house = TestHouse::new(&server, POLICY).unwrap();
+    let client = house.client().await.unwrap();
+    // A prepared DELETE keeps waiting for its reviewer whatever a failed PREPARE of its name says.
+    client.simple_query("PREPARE p AS SELECT 1").await.unwrap();
+    client.simple_query("EXECUTE p").await.unwrap();
+    client.simple_query("PREPARE q AS SELECT * FROM payroll").await.unwrap_err();
+    let error = client.simple_query("EXECUTE q").await.unwrap_err();
+    assert_eq!(error.code().unwrap().code(), "42501");
+    // search_path decides what an unqualified name is.
+    server
+        .sql(
+            "shop",
+            "CREATE SCHEMA other; CREATE TABLE other.payroll (id int); GRANT ALL ON SCHEMA other TO shop_agent;
+                        GRANT ALL ON other.payroll TO shop_agent",
+        )
+        .unwrap();
+    client.simple_query("SET search_path = other, public").await.unwrap();
+    client.simple_query("SELECT * FROM payroll").await.unwrap();
+    client.simple_query("SET search_path = public").await.unwrap();
+    client.simple_query("SELECT * FROM payroll").await.unwrap_err();
+    client.simple_query("BEGIN; SET LOCAL search_path = other; COMMIT; SELECT * FROM payroll").await.unwrap_err();
+}
+
+#[tokio::test]
+async fn every_command_is_on_record_before_its_result() {
+    let server = server();
+    let house = TestHouse::new(&server, POLICY).unwrap();
+    let client = house.client().await.unwrap();
+    for i in 0..20i32 {
+        client.query("SELECT $1::int4", &[&i]).await.unwrap();
+    }
+    client.simple_query("UPDATE products SET price = price WHERE id = 1").await.unwrap();
+    let events = house.events().unwrap();
+    let commands: Vec<u64> = events
+        .iter()
+        .filter_map(|e| match &e.body {
+            EventBody::Command { seq, .. } => Some(*seq),
+            _ => None,
+        })
+        .collect();
+    let results = events.iter().filter(|e| matches!(e.body, EventBody::Result { .. })).count();
+    assert_eq!(commands, (1..=21).collect::<Vec<u64>>());
+    assert_eq!(results, 21);
+}
+
+#[tokio::test]
+async fn a_policy_that_no_longer_allows_the_upstream_ends_its_connections() {
+    let server = server();
+    let house = TestHouse::new(&server, POLICY).unwrap();
+    let client = house.client().await.unwrap();
+    client.simple_query("SELECT 1").await.unwrap();
+    let changed = format!(
+        "{POLICY}\n[[rule]]\nname = \"closed\"\nupstream = \"shop\"\nverbs = [\"connect\"]\neffect = \"deny\"\n"
+    );
+    house.reload(&server, &changed).unwrap();
+    client.simple_query("SELECT 1").await.unwrap_err();
+    let error = house.client().await.err().unwrap();
+    assert!(format!("{error:?}").contains("closed"), "{error:?}");
+}
