@@ -11,11 +11,15 @@ mod grants;
 mod id;
 mod reviewer;
 mod store;
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+mod tests;
 mod view;
 
 pub use grants::{Covered, GrantScope, GrantView};
 pub use reviewer::ReviewerIdentity;
 pub use store::{
-    Approval, Command, HoldError, HoldRequest, HoldSettings, HoldStore, Journal, Outcome, Pending, SameUser,
+    Approval, Command, HoldError, HoldRequest, HoldSettings, HoldStore, Journal, JournalError, Outcome, Pending,
+    SameUser,
 };
 pub use view::{ApprovalNote, Estimate, GrantState, HoldChange, HoldState, HoldView};

@@ -50,6 +50,14 @@ pub struct DecisionNote {
     pub reason: Option<Arc<str>>,
 }
 
+impl DecisionNote {
+    /// Whether the command or connection went through. A held command has the effect `hold` where it was approved, and
+    /// `deny` where it was not.
+    pub fn passed(&self) -> bool {
+        matches!(&*self.effect, "allow" | "notify" | "hold")
+    }
+}
+
 /// What was masked in a response.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MaskedNote {

@@ -14,8 +14,14 @@ mod follow;
 mod format;
 mod keys;
 mod open;
+mod printable;
 pub mod read;
+pub mod replay;
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+mod replay_tests;
 mod segment;
+mod sessions;
 mod syncing;
 mod tail;
 #[cfg(test)]
@@ -29,5 +35,7 @@ pub use error::RecordError;
 pub use event::{DecisionNote, Event, EventBody, MaskedNote};
 pub use follow::Follower;
 pub use keys::PublicKey;
+pub use printable::{printable, printable_line};
+pub use sessions::{SessionSummary, session_events, sessions};
 pub use verify::{Problem, Progress, VerifyReport, verify, verify_with};
 pub use writer::{Position, RecordSettings, Recorded, Recorder};

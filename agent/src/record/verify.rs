@@ -120,7 +120,7 @@ fn walk(
     let mut head_seen = head.seq == 0 || head.seq < seq && first == start;
     let mut number = first;
     let mut first_of_all = true;
-    loop {
+    let end = loop {
         progress(Progress { segment: number - first, of: numbers.len() as u64 });
         let mut reader = open_any(dir, number, key)?;
         if first_of_all && previous.is_none() {
@@ -152,18 +152,15 @@ fn walk(
         previous = Some(reader.hash);
         seq = reader.seq;
         if !more {
-            break;
+            break reader.offset;
         }
         number += 1;
-    }
+    };
     report.last_sequence = seq - 1;
     if seq <= head.seq || !head_seen {
-        let offset = if head.segment == number { head.offset.min(0) } else { 0 };
-        return damaged(
-            &tail_name(number.max(head.segment)),
-            offset,
-            "events that were on disk are missing from the end",
-        );
+        // Either the segment ends early, or those after it are gone.
+        let (file, offset) = if head.segment > number { (head.segment, 0) } else { (number, end) };
+        return damaged(&tail_name(file), offset, "events that were on disk are missing from the end");
     }
     if let Some(beyond) = segment_numbers(dir)?.into_iter().find(|n| *n > number + 1) {
         return damaged(&sealed_name(beyond - 1), 0, "the segment is missing");
