@@ -15,9 +15,16 @@ use crate::action::{Glob, MaskSpec, ProtocolId, Verb};
 
 const DEFAULT_EXEC_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Checks a file. `tables_lost` says that reading cut out whole tables, whose names are then not missed.
-pub(super) fn check(source: &Source, file: &File, tables_lost: bool, errors: &mut Vec<PolicyError>) -> Option<Policy> {
-    let mut checker = Checker { source, tables_lost, upstreams: Vec::new(), errors };
+/// Whether reading the file cut out upstreams, whose names are then not missed.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Upstreams {
+    AllThere,
+    SomeLost,
+}
+
+/// Checks a file that could be read.
+pub(super) fn check(source: &Source, file: &File, known: Upstreams, errors: &mut Vec<PolicyError>) -> Option<Policy> {
+    let mut checker = Checker { source, known, upstreams: Vec::new(), errors };
     let before = checker.errors.len();
     let (workload, cgroup) = checker.workload(&file.workload.value);
     checker.upstreams(&file.upstream);
@@ -62,7 +69,7 @@ fn index(rules: &[RuleSpec], upstream: &UpstreamSpec) -> Vec<Box<[u32]>> {
 
 struct Checker<'a> {
     source: &'a Source,
-    tables_lost: bool,
+    known: Upstreams,
     upstreams: Vec<Arc<UpstreamSpec>>,
     errors: &'a mut Vec<PolicyError>,
 }
@@ -186,7 +193,7 @@ impl Checker<'_> {
         for name in each {
             match self.upstreams.iter().find(|upstream| *upstream.name == *name.value) {
                 Some(upstream) => found.push(upstream.name.clone()),
-                None if self.tables_lost => {}
+                None if self.known == Upstreams::SomeLost => {}
                 None => {
                     let known: Vec<Arc<str>> = self.upstreams.iter().map(|upstream| upstream.name.clone()).collect();
                     let help = did_you_mean(&name.value, known.iter().map(|name| &**name));

@@ -15,21 +15,23 @@ impl PolicyErrors {
         Self(errors)
     }
 
+    /// Every finding as one line, `file:line:column: what is wrong (what to do)`.
+    pub fn lines(&self) -> impl Iterator<Item = String> {
+        self.0.iter().map(PolicyError::line)
+    }
+
     /// The findings, by file and place.
     pub fn errors(&self) -> &[PolicyError] {
         &self.0
     }
 }
 
+/// One line: the first finding, and how many more there are. [`PolicyErrors::lines`] has them all.
 impl fmt::Display for PolicyErrors {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match &self.0[..] {
-            [one] => write!(f, "{one}"),
-            all => {
-                write!(f, "{} errors in policy files", all.len())?;
-                all.iter().try_for_each(|error| write!(f, "\n{error}"))
-            }
-        }
+        let Some((first, more)) = self.0.split_first() else { return f.write_str("no errors") };
+        f.write_str(&first.line())?;
+        if more.is_empty() { Ok(()) } else { write!(f, ", and {} more", more.len()) }
     }
 }
 
@@ -45,7 +47,7 @@ impl Diagnostic for PolicyErrors {
     }
 }
 
-/// One finding. Its `Display` is one line: `file:line:column: what is wrong`, and the hint if there is one.
+/// One finding. Its `Display` is what is wrong, without the place, which `miette` shows.
 #[derive(Debug)]
 pub struct PolicyError {
     file: Arc<str>,
@@ -98,6 +100,19 @@ impl PolicyError {
         self
     }
 
+    /// `file:line:column: what is wrong (what to do)`.
+    pub fn line(&self) -> String {
+        let mut out = self.file.to_string();
+        if let Some((line, column)) = self.position() {
+            out += &format!(":{line}:{column}");
+        }
+        out += &format!(": {}", self.message);
+        if let Some(help) = &self.help {
+            out += &format!(" ({help})");
+        }
+        out
+    }
+
     /// The file's name, as it was loaded.
     pub fn file_name(&self) -> &str {
         &self.file
@@ -130,12 +145,7 @@ impl PolicyError {
 
 impl fmt::Display for PolicyError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}", self.file)?;
-        if let Some(Place { line, column, .. }) = self.place.as_deref() {
-            write!(f, ":{line}:{column}")?;
-        }
-        write!(f, ": {}", self.message)?;
-        self.help.as_ref().map_or(Ok(()), |help| write!(f, " ({help})"))
+        f.write_str(&self.message)
     }
 }
 

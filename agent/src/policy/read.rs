@@ -16,8 +16,8 @@ const MAX_FINDINGS: usize = 50;
 pub(super) struct Read<T> {
     /// The document without what was cut out.
     pub(super) document: Option<T>,
-    /// Whether a whole table was cut out, so that names may be missing.
-    pub(super) tables_lost: bool,
+    /// Keys of which whole tables were cut out, so that names may be missing.
+    pub(super) lost: Vec<String>,
     /// The findings.
     pub(super) errors: Vec<PolicyError>,
 }
@@ -25,14 +25,14 @@ pub(super) struct Read<T> {
 /// Reads a document.
 pub(super) fn read<T: DeserializeOwned>(source: &Source) -> Read<T> {
     let (mut table, syntax) = DeTable::parse_recoverable(&source.text);
-    let mut read = Read { document: None, tables_lost: false, errors: Vec::new() };
+    let mut read = Read { document: None, lost: Vec::new(), errors: Vec::new() };
     let mut errors: Vec<PolicyError> = syntax.iter().take(MAX_FINDINGS).map(|error| finding(source, error)).collect();
     if !errors.is_empty() {
         // A recovered document has holes; findings about those would mislead.
         read.errors = errors;
         return read;
     }
-    let mut cut: Vec<(Range<usize>, String)> = Vec::new();
+    let mut cut: Vec<Removed> = Vec::new();
     while errors.len() < MAX_FINDINGS {
         let error = match T::deserialize(toml::Deserializer::from(table.clone())) {
             Ok(document) => {
@@ -49,51 +49,66 @@ pub(super) fn read<T: DeserializeOwned>(source: &Source) -> Read<T> {
         // A key that is missing because it was cut out, or was misspelt, has been reported already.
         let reported = |name: &str| {
             let same = |key: &str| key == name || did_you_mean(key, [name]).is_some();
-            cut.iter().any(|(at, key)| span.start <= at.start && at.end <= span.end && same(key))
+            cut.iter().any(|removed| removed.table == span && same(&removed.key))
         };
         if !missing.is_some_and(reported) {
             errors.push(finding(source, &error));
         }
-        let Some(removed) = remove(table.get_mut(), &span) else { break };
-        read.tables_lost |= removed.table;
-        cut.push((span, removed.key));
+        let whole = table.span();
+        let Some(removed) = remove(&whole, table.get_mut(), &span) else { break };
+        if removed.was_table {
+            read.lost.push(removed.key.clone());
+        }
+        cut.push(removed);
     }
     read.errors = errors;
     read
 }
 
 struct Removed {
+    /// Where the table stands that the key was in. Of a `[table]`, that is its header.
+    table: Range<usize>,
     /// The key whose value, or whose element, was removed.
     key: String,
     /// Whether a whole table went.
-    table: bool,
+    was_table: bool,
 }
 
 /// Removes the entry whose key or value stands at `span`, or the element of a list that does.
-fn remove(table: &mut DeTable<'_>, span: &Range<usize>) -> Option<Removed> {
-    let found = table.iter().find(|(key, value)| key.span() == *span || value.span() == *span);
+fn remove(whole: &Range<usize>, table: &mut DeTable<'_>, span: &Range<usize>) -> Option<Removed> {
+    let found = table.iter().find(|(key, value)| {
+        // A list of tables stands where its first table does, and only that one is to go.
+        let is_element = |array: &DeArray<'_>| array.iter().any(|element| element.span() == *span);
+        key.span() == *span || value.span() == *span && !value.get_ref().as_array().is_some_and(is_element)
+    });
     if let Some((key, value)) = found {
-        let (key, is_table) = (key.clone(), value.get_ref().is_table());
+        let (key, was_table) = (key.clone(), value.get_ref().is_table());
         table.remove(&key);
-        return Some(Removed { key: key.into_inner().into_owned(), table: is_table });
+        return Some(Removed { table: whole.clone(), key: key.into_inner().into_owned(), was_table });
     }
-    table.iter_mut().find_map(|(key, value)| remove_below(key.get_ref(), value, span))
+    table.iter_mut().find_map(|(key, value)| remove_below(whole, key.get_ref(), value, span))
 }
 
-fn remove_below<'i>(key: &str, value: &mut Spanned<DeValue<'i>>, span: &Range<usize>) -> Option<Removed> {
+fn remove_below(
+    whole: &Range<usize>,
+    key: &str,
+    value: &mut Spanned<DeValue<'_>>,
+    span: &Range<usize>,
+) -> Option<Removed> {
+    let here = value.span();
     match value.get_mut() {
-        DeValue::Table(table) => remove(table, span),
+        DeValue::Table(table) => remove(&here, table, span),
         DeValue::Array(array) => {
             if let Some(place) = array.iter().position(|element| element.span() == *span) {
-                let table = array[place].get_ref().is_table();
+                let was_table = array[place].get_ref().is_table();
                 let mut kept = DeArray::new();
                 for (_, element) in array.iter().enumerate().filter(|(i, _)| *i != place) {
                     kept.push(element.clone());
                 }
                 *array = kept;
-                return Some(Removed { key: key.to_owned(), table });
+                return Some(Removed { table: whole.clone(), key: key.to_owned(), was_table });
             }
-            array.iter_mut().find_map(|element| remove_below(key, element, span))
+            array.iter_mut().find_map(|element| remove_below(whole, key, element, span))
         }
         _ => None,
     }

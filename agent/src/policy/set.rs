@@ -4,7 +4,7 @@ use std::{fs, io, path::Path, sync::Arc};
 
 use super::{
     Policy,
-    check::check,
+    check::{Upstreams, check},
     error::{PolicyError, PolicyErrors, Source},
     file::File,
     read::read,
@@ -78,7 +78,9 @@ impl PolicySet {
             errors.extend(found.errors);
             let Some(file) = found.document else { continue };
             let before = errors.len();
-            policies.extend(check(source, &file, found.tables_lost, &mut errors).map(Arc::new));
+            let lost =
+                if found.lost.iter().any(|key| key == "upstream") { Upstreams::SomeLost } else { Upstreams::AllThere };
+            policies.extend(check(source, &file, lost, &mut errors).map(Arc::new));
             // What was cut out leaves holes: a finding around one is not a second mistake.
             let mut place = 0;
             errors.retain(|error| {

@@ -3,7 +3,8 @@
 use std::{collections::HashMap, sync::Arc};
 
 use super::{
-    At, Checker, Effect, File, Glob, HoldScope, Origin, PolicyError, Required, Reviewer, RuleSpec, Verb, When, file,
+    At, Checker, Effect, File, Glob, HoldScope, Origin, PolicyError, Required, Reviewer, RuleSpec, Upstreams, Verb,
+    When, file,
 };
 
 impl Checker<'_> {
@@ -109,7 +110,7 @@ impl Checker<'_> {
                 let wrong = self.upstreams.iter().filter(|u| about(&u.name) && u.tier != Some(*tier));
                 wrong.map(|upstream| upstream.name.clone()).collect()
             }
-            None if self.tables_lost || self.upstreams.iter().any(|u| u.tier == Some(*tier)) => return,
+            None if self.known == Upstreams::SomeLost || self.upstreams.iter().any(|u| u.tier == Some(*tier)) => return,
             None => {
                 self.hinted(span, format!("no upstream has the tier `{}`", tier.as_str()), "leave the key out");
                 return;

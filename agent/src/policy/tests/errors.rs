@@ -1,1 +1,287 @@
+//! What mistakes look like.
+
+use miette::{GraphicalReportHandler, GraphicalTheme};
+
 use super::*;
+
+fn errors(files: &[(&str, &str)]) -> PolicyErrors {
+    PolicySet::from_texts(files.iter().copied()).expect_err("the set has errors")
+}
+
+fn of(text: &str) -> PolicyErrors {
+    errors(&[("bot.toml", text)])
+}
+
+/// Messages of the usual head and this.
+fn lines(rest: &str) -> Vec<String> {
+    of(&format!("{HEAD}{rest}")).lines().collect()
+}
+
+fn rendered(errors: &PolicyErrors) -> String {
+    let mut out = String::new();
+    GraphicalReportHandler::new_themed(GraphicalTheme::unicode_nocolor())
+        .with_width(100)
+        .render_report(&mut out, errors)
+        .expect("rendered");
+    out.lines().map(str::trim_end).collect::<Vec<_>>().join("\n")
+}
+
+const MANY: &str = r#"[workload]
+name = "support bot"
+cgroup = "/portcullis.slice/bot/*"
+autonomie = "confirm"
+
+[[upstream]]
+name = "orders"
+protocol = "mysql"
+address = ["db", "db:0", "[::1]:5432"]
+teir = "staging"
+tls = { mode = "verify-ful" }
+credential = { source = "file", argv = ["x"] }
+
+[[rule]]
+name = "reads"
+upstream = "order"
+verbs = ["read", "writ"]
+targets = ["public.[ab]", "orders", "public.t.c"]
+effect = "allow"
+expires = "15m"
+
+[[rule]]
+name = "reads"
+effect = "hold"
+reviewers = ["dba"]
+when = "sql.verb == 'delete' && !sql.has_were"
+expires = "15 minutes"
+
+[[rule]]
+name = "no effect"
+
+[[mask]]
+columns = ["*.ssn"]
+with = "partial"
+
+[[mask]]
+columns = ["*.ssn"]
+with = "null"
+"#;
+
+#[test]
+fn all_mistakes_of_a_file_are_found_at_once() {
+    let errors = of(MANY);
+    insta::assert_snapshot!("many_lines", errors.lines().collect::<Vec<_>>().join("\n"));
+    insta::assert_snapshot!("many_rendered", rendered(&errors));
+}
+
+#[test]
+fn one_mistake_is_shown_with_its_place() {
+    insta::assert_snapshot!(rendered(&of(&format!("{HEAD}[[rule]]\nname = \"r\"\nefect = \"deny\"\n"))));
+}
+
+#[test]
+fn places_are_exact() {
+    for (rest, line, column, length, message) in [
+        ("[[rule]]\nname = \"r\"\neffect = \"alow\"\n", 3, 10, 6, "unknown value `alow`"),
+        (
+            "[[rule]]\nname = \"r\"\neffect = \"allow\"\nverbs = [\"read\", \"wriet\"]\n",
+            4,
+            18,
+            7,
+            "unknown value `wriet`",
+        ),
+        (
+            "[[rule]]\nname = \"r\"\neffect = \"deny\"\ntargets = [\"public.{a}\"]\n",
+            4,
+            20,
+            1,
+            "bad target pattern: `{` has no meaning here",
+        ),
+        (
+            "[[rule]]\nname = \"r\"\neffect = \"deny\"\ntargets = ['public.\"a']\n",
+            4,
+            20,
+            1,
+            "bad target pattern: this quote is not closed",
+        ),
+        (
+            "[[rule]]\nname = \"é\"\neffect = \"deny\"\nwhen = \"sql.verb == 'é' && sql.nope\"\n",
+            4,
+            32,
+            4,
+            "bad `when`: unknown fact of `sql`: `nope`",
+        ),
+        (
+            "[[rule]]\nname = \"r\"\neffect = \"deny\"\nwhen = '''\nsql.nope'''\n",
+            5,
+            5,
+            4,
+            "bad `when`: unknown fact of `sql`: `nope`",
+        ),
+        ("[[rule]]\neffect = \"deny\"\n", 1, 1, 8, "missing key `name`"),
+        ("[[rule]]\nname = \"r\"\neffect = \"deny\"\nupstream = [\"db\", \"bd\"]\n", 4, 19, 4, "unknown upstream `bd`"),
+        ("tls = { mode = \"verify-full\", ca = \"rel\" }\n", 1, 36, 5, "`ca` must be an absolute path"),
+    ] {
+        let text = format!("{HEAD}{rest}");
+        let found = of(&text);
+        let [error] = found.errors() else { panic!("{rest}: {found}") };
+        let head = HEAD.matches('\n').count();
+        assert_eq!(error.message(), message, "{rest}");
+        assert_eq!(error.position(), Some((head + line, column)), "{rest}: {error}");
+        assert_eq!(error.span().map(|span| span.len()), Some(length), "{rest}");
+    }
+}
+
+#[test]
+fn each_kind_of_mistake_is_refused() {
+    let rule = |rest: &str| format!("[[rule]]\nname = \"r\"\n{rest}\n");
+    for (rest, message) in [
+        (rule("effect = \"allow\"\nverbs = []"), "`verbs` is an empty list"),
+        (rule("effect = \"allow\"\ntargets = []"), "`targets` is an empty list"),
+        (rule("effect = \"allow\"\nexcept = []"), "`except` is an empty list"),
+        (rule("effect = \"allow\"\nupstream = []"), "`upstream` is an empty list"),
+        (rule("effect = \"allow\"\nexcept = [\"payroll\"]"), "a target is `schema.name`, and this has one segment"),
+        (rule("effect = \"allow\"\nexcept = [\"a.b.c\"]"), "a target is `schema.name`, and this has more segments"),
+        (rule("effect = \"allow\"\nprotocol = \"http\""), "protocol `http` is not supported"),
+        (rule("effect = \"allow\"\nrequired = \"two\""), "`required` needs `effect = \"hold\"`"),
+        (rule("effect = \"deny\"\nreviewers = [\"user:a\"]"), "`reviewers` needs `effect = \"hold\"`"),
+        (rule("effect = \"hold\"\nreviewers = [\"role:a\"]"), "a reviewer is `user:NAME`"),
+        (rule("effect = \"hold\"\nreviewers = [\"user:\"]"), "a reviewer is `user:NAME`"),
+        (rule("effect = \"hold\"\nreviewers = []"), "`reviewers` is an empty list"),
+        (rule("effect = \"hold\"\nexpires = \"0s\""), "`0s` is not a duration"),
+        (rule("effect = \"hold\"\nexpires = 15"), "invalid type"),
+        (rule("effect = \"hold\"\nrequired = \"three\""), "unknown value `three`"),
+        (rule("effect = \"hold\"\nscope = \"session-reads\""), "`session-reads` is for rules about reads"),
+        (rule("effect = \"hold\"\nverbs = [\"write\"]\nscope = \"session-reads\""), "`session-reads` is for rules"),
+        (rule("effect = \"allow\"\ntier = \"staging\""), "no upstream has the tier `staging`"),
+        (rule("effect = \"allow\"\nupstream = \"db\"\ntier = \"staging\""), "upstream `db` does not have the tier"),
+        (rule("effect = \"allow\"\nwhen = \"sql.verb\""), "bad `when`: the expression gives a string"),
+        (rule("effect = \"allow\"\nreason = \" \""), "the reason is empty"),
+        (rule("effect = \"allow\"\nreason = \"a\\u0007\""), "the reason has control characters"),
+        ("[[rule]]\nname = \"\"\neffect = \"allow\"".into(), "the rule's name is empty"),
+        ("[[rule]]\nname = \"implicit\"\neffect = \"allow\"".into(), "the name `implicit` is taken"),
+        ("[[rule]]\nname = \"tier:x\"\neffect = \"allow\"".into(), "the name `tier:x` is taken"),
+        (rule("effect = \"allow\"") + &rule("effect = \"deny\""), "two rules are named `r`"),
+        ("[[upstream]]\nname = \"db\"\nprotocol = \"postgres\"\naddress = \"x:1\"".into(), "two upstreams are named `db`"),
+        ("[[upstream]]\nname = \"b\"\nprotocol = \"postgres\"\naddress = \"DB:5432\"".into(), "the address `DB:5432` is listed twice"),
+        ("[[upstream]]\nname = \"b\"\nprotocol = \"postgres\"\naddress = []".into(), "an upstream needs an address"),
+        ("[[upstream]]\nname = \"b/c\"\nprotocol = \"postgres\"\naddress = \"x:1\"".into(), "`b/c` cannot be the name"),
+        ("databases = []".into(), "`databases` is an empty list"),
+        ("tls = { mode = \"disable\", ca = \"/x\" }".into(), "`ca` means nothing with mode `disable`"),
+        ("tls = { mode = \"require\", ca = \"/x\" }".into(), "mode `require` checks no certificate"),
+        ("tls = { cert = \"/x\" }".into(), "a client certificate needs both"),
+        ("credential = { source = \"file\" }".into(), "this source needs `path`"),
+        ("credential = { source = \"file\", path = \"../x\" }".into(), "a relative path is below"),
+        ("credential = { source = \"file\", path = \"x\", timeout = \"1s\" }".into(), "`timeout` means nothing"),
+        ("credential = { source = \"exec\" }".into(), "this source needs `argv`"),
+        ("credential = { source = \"exec\", argv = [] }".into(), "`argv` is an empty list"),
+        ("credential = { source = \"exec\", argv = [\"vault\"] }".into(), "`vault` is not an absolute path"),
+        ("credential = { source = \"none\", path = \"/x\" }".into(), "`path` means nothing"),
+        ("credential = { source = \"vault\" }".into(), "unknown value `vault`"),
+        ("credential = { source = \"none\", password = \"x\" }".into(), "unknown key `password`"),
+        ("client_tls = \"maybe\"".into(), "unknown value `maybe`"),
+        ("[[mask]]\nwith = \"null\"".into(), "a mask needs `columns` or `detect`"),
+        ("[[mask]]\ncolumns = [\"a.b.c.d\"]\nwith = \"null\"".into(), "a column is `schema.table.column`"),
+        ("[[mask]]\ncolumns = [\"fn:a.b\"]\nwith = \"null\"".into(), "a column has no kind before it"),
+        ("[[mask]]\ndetect = [\"cc\"]\nwith = \"null\"".into(), "unknown value `cc`"),
+        (
+            "[[mask]]\ndetect = [\"iban\"]\nwith = \"null\"\n[[mask]]\nupstream = \"db\"\ndetect = [\"iban\"]\nwith = \"hash\"".into(),
+            "this is masked in two different ways",
+        ),
+        ("[workload]".into(), "duplicate key"),
+        ("[[rule".into(), "unclosed"),
+        ("[extra]\na = 1".into(), "unknown key `extra`"),
+    ] {
+        let found = lines(&rest);
+        assert_eq!(found.len(), 1, "{rest}: {found:#?}");
+        assert!(found[0].contains(message), "{rest}: {found:#?}");
+    }
+}
+
+#[test]
+fn addresses_need_host_and_port() {
+    for (address, ok) in [
+        ("db:5432", true),
+        ("db.internal.:5432", true),
+        ("my_db-1:1", true),
+        ("10.0.0.1:65535", true),
+        ("[2001:db8::1]:5432", true),
+        ("db", false),
+        ("db:", false),
+        ("db:0", false),
+        ("db:65536", false),
+        ("db:+5", false),
+        (":5432", false),
+        ("2001:db8::1", false),
+        ("2001:db8::1:5432", false),
+        ("[2001:db8::1]", false),
+        ("[2001:db8::1:5432", false),
+        ("[db]:5432", false),
+        ("300.0.0.1:5", false),
+        ("1.2.3:5", false),
+        ("a b:5", false),
+        ("a..b:5", false),
+        ("-a:5", false),
+        ("user@db:5", false),
+        ("postgres://db:5", false),
+        ("", false),
+    ] {
+        let text = HEAD.replace("db:5432", address);
+        assert_eq!(PolicySet::from_texts([("a.toml", text)]).is_ok(), ok, "{address}");
+    }
+}
+
+#[test]
+fn cgroup_patterns_need_a_fixed_folder() {
+    for (pattern, ok) in [
+        ("portcullis.slice/bot/*", true),
+        ("a/b", true),
+        ("a/bot-*.scope", true),
+        ("*", false),
+        ("**", false),
+        ("bot", false),
+        ("*/bot", false),
+        ("/a/*", false),
+        ("a/../b/*", false),
+        ("a//*", false),
+        ("a/{b,c}", false),
+        ("", false),
+    ] {
+        let text = HEAD.replace("portcullis.slice/bot/*", pattern);
+        assert_eq!(PolicySet::from_texts([("a.toml", text)]).is_ok(), ok, "{pattern}");
+    }
+}
+
+#[test]
+fn files_are_checked_together() {
+    let overlap = HEAD.replace("\"bot\"", "\"other\"").replace("/bot/*", "/*/x-*");
+    let same = HEAD.replace("/bot/*", "/bot2/*");
+    let found = errors(&[("a.toml", HEAD), ("b.toml", &overlap), ("c.toml", &same), ("d.toml", "x = 1")]);
+    insta::assert_snapshot!(found.lines().collect::<Vec<_>>().join("\n"));
+}
+
+#[test]
+fn one_mistake_does_not_make_others() {
+    // The upstream's table is lost; rules about it are not said to be wrong.
+    let lost = "[workload]\nname = \"bot\"\ncgroup = \"a/*\"\n[[upstream]]\nname = \"db\"\n[[rule]]\nname = \"r\"\nupstream = \"db\"\neffect = \"allow\"\n";
+    let found: Vec<_> = of(lost).errors().iter().map(|error| error.message().to_owned()).collect();
+    assert_eq!(found, ["missing key `protocol`"], "{found:#?}");
+    // A list whose only value was bad is not also said to be empty.
+    assert_eq!(lines("[[rule]]\nname = \"r\"\neffect = \"deny\"\nverbs = [\"raed\"]\n").len(), 1);
+    assert_eq!(lines("[[rule]]\nname = \"r\"\neffect = \"hold\"\nreviewers = [\"dba\"]\n").len(), 1);
+}
+
+#[test]
+fn hostile_files_are_refused_in_bounded_work() {
+    let many: String = (0..5_000).map(|i| format!("key{i} = 1\n")).collect();
+    assert!(of(&many).errors().len() <= 60);
+    let deep = format!("x = {}1{}", "[".repeat(5_000), "]".repeat(5_000));
+    assert!(!of(&deep).errors().is_empty());
+    for text in ["", "\0", "\u{feff}", "[workload]\nname = \"\\uD800\"", "= 1", "a.b.c", "[[workload]]\nname = \"x\""] {
+        assert!(!of(text).errors().is_empty(), "{text:?}");
+    }
+    let dir = tempfile::tempdir().expect("temp dir");
+    std::fs::write(dir.path().join("big.toml"), vec![b'#'; (1 << 20) + 1]).expect("written");
+    std::fs::write(dir.path().join("latin1.toml"), b"# \xff").expect("written");
+    let found = PolicySet::load(dir.path()).expect_err("refused");
+    assert_eq!(found.errors().len(), 2, "{found}");
+}
