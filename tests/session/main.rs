@@ -55,7 +55,7 @@ expires = "60s"
 
 [[mask]]
 upstream = "shop"
-columns = ["public.customers.email", "*.ssn"]
+columns = ["public.customers.email", "*.ssn", "customers.notes"]
 with = "redact"
 
 [[mask]]

@@ -89,6 +89,8 @@ async fn a_name_means_what_the_server_means() {
                         GRANT ALL ON other.payroll TO shop_agent",
         )
         .unwrap();
+    // Older than what is taken for fresh.
+    tokio::time::sleep(std::time::Duration::from_millis(2100)).await;
     client.simple_query("SET search_path = other, public").await.unwrap();
     client.simple_query("SELECT * FROM payroll").await.unwrap();
     client.simple_query("SET search_path = public").await.unwrap();

@@ -17,14 +17,14 @@ fn startup() -> BytesMut {
     out
 }
 
-fn frame(tag: u8, body: &[u8]) -> Vec<u8> {
+pub fn frame(tag: u8, body: &[u8]) -> Vec<u8> {
     let mut out = vec![tag];
     out.extend_from_slice(&i32::try_from(body.len() + 4).unwrap().to_be_bytes());
     out.extend_from_slice(body);
     out
 }
 
-async fn logged_in(house: &TestHouse) -> DuplexStream {
+pub async fn logged_in(house: &TestHouse) -> DuplexStream {
     let mut io = house.connect();
     io.write_all(&startup()).await.unwrap();
     until_ready(&mut io).await;

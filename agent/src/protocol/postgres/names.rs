@@ -23,6 +23,8 @@ pub struct NameState {
     /// The change ends with the transaction, whatever its end.
     local: bool,
     epoch: u64,
+    /// The path changed since the catalogue was read: a schema searched from now on may have new names.
+    recheck: bool,
 }
 
 /// How a transaction ended.
@@ -41,7 +43,7 @@ impl NameState {
             None => Some(catalog.search_path.clone()),
             Some(list) => parse_list(list).map(|names| expand(&names, &catalog)),
         };
-        Self { catalog, current: initial.clone(), initial, before: None, local: false, epoch: 0 }
+        Self { catalog, current: initial.clone(), initial, before: None, local: false, epoch: 0, recheck: false }
     }
 
     /// Changes whenever a name may mean something else than before.
@@ -56,10 +58,16 @@ impl NameState {
 
     /// Puts a newer catalogue in use.
     pub fn renew(&mut self, catalog: Arc<Catalog>) {
+        self.recheck = false;
         if !Arc::ptr_eq(&self.catalog, &catalog) {
             self.catalog = catalog;
             self.epoch += 1;
         }
+    }
+
+    /// Whether the catalogue should be read again before names are resolved.
+    pub fn needs_recheck(&self) -> bool {
+        self.recheck
     }
 
     /// Whether a statement may change the path.
@@ -102,6 +110,7 @@ impl NameState {
         let before = std::mem::replace(&mut self.current, path);
         self.before.get_or_insert(before);
         self.epoch += 1;
+        self.recheck = true;
     }
 
     /// A statement failed: whatever was changed since the transaction began is uncertain.

@@ -117,10 +117,8 @@ impl Relay {
         if several && classified.statements.iter().any(NameState::affects_path) {
             classified = sql::classify(sql, &self.names.without_path());
         }
-        if !several
-            && unresolved(&classified.action)
-            && (self.catalogs.is_stale() || self.names.catalog().age() > FRESH)
-        {
+        let recheck = unresolved(&classified.action) || self.names.needs_recheck();
+        if recheck && (self.catalogs.is_stale() || self.names.catalog().age() > FRESH) {
             let catalogs = Arc::clone(&self.catalogs);
             let cx = Arc::clone(&self.cx);
             let refreshed = Box::pin(async move { catalogs.refresh(&cx, FRESH).await });
