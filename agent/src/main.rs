@@ -1,1 +1,3 @@
+//! The `portcullis` binary.
+
 fn main() {}

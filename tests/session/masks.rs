@@ -26,7 +26,6 @@ async fn a_masked_column_stays_masked() {
         "SELECT email, card, iban, ssn FROM customers WHERE id = 7",
         "SELECT email AS x FROM customers WHERE id = 7",
         "SELECT c.* FROM public.customers c WHERE id = 7",
-        "TABLE customers",
         "SELECT upper(email), lower(email), email || '!', substring(email from 1 for 20) FROM customers WHERE id = 7",
         "SELECT x FROM (SELECT email AS x FROM customers WHERE id = 7) s",
         "WITH c(a) AS (SELECT email FROM customers WHERE id = 7) SELECT a, a || '' FROM c",

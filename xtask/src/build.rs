@@ -10,7 +10,7 @@ use crate::{build_ebpf, shell};
 pub struct Arguments {
     /// Build without optimisation
     #[arg(long)]
-    debug: bool,
+    pub debug: bool,
 }
 
 /// Builds the BPF object, then the binary; returns the path of the binary.

@@ -2,8 +2,11 @@
 
 mod build;
 mod build_ebpf;
+#[cfg(test)]
+mod layers;
 mod setup;
 mod shell;
+mod test;
 
 use clap::{Parser, Subcommand};
 
@@ -22,6 +25,8 @@ enum Command {
     BuildEbpf,
     /// Build the binary with its BPF programs inside
     Build(build::Arguments),
+    /// Set up, build and run the tests
+    Test(test::Arguments),
 }
 
 fn main() -> anyhow::Result<()> {
@@ -29,5 +34,6 @@ fn main() -> anyhow::Result<()> {
         Command::Setup(arguments) => setup::run(&arguments),
         Command::BuildEbpf => build_ebpf::run().map(|_| ()),
         Command::Build(arguments) => build::run(&arguments).map(|_| ()),
+        Command::Test(arguments) => test::run(&arguments),
     }
 }

@@ -16,7 +16,8 @@ use crate::shell;
 const BPF_LINKER: &str = "0.10.4";
 
 /// Debian packages that the tests and the demo use: peers and clients.
-const PACKAGES: &[&str] = &["postgresql", "postgresql-contrib", "postgresql-client", "iproute2"];
+const PACKAGES: &[&str] =
+    &["postgresql", "postgresql-contrib", "postgresql-client", "iproute2", "openssl", "libclang-dev"];
 
 #[derive(clap::Args)]
 pub struct Arguments {

@@ -67,6 +67,9 @@ pub enum SessionError {
     Io(#[from] std::io::Error),
 }
 
+/// A policy, the name of one of its upstreams, and the masks of both.
+pub type CompiledMasks = (Arc<Policy>, Box<str>, Arc<MaskSet>);
+
 /// Everything that sessions share.
 pub struct House {
     /// Policies in force.
@@ -92,7 +95,7 @@ pub struct House {
     /// Connections so far.
     pub connections: AtomicU64,
     /// Masks compiled so far, by policy and upstream. Start with none.
-    pub compiled: Mutex<Vec<(Arc<Policy>, Box<str>, Arc<MaskSet>)>>,
+    pub compiled: Mutex<Vec<CompiledMasks>>,
 }
 
 impl fmt::Debug for House {

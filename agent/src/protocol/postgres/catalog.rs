@@ -351,7 +351,7 @@ fn row(body: &[u8]) -> Result<Row, codec::Malformed> {
     let mut r = Reader::new(body);
     let n = r.count(4)?;
     let row = (0..n)
-        .map(|_| Ok(r.value()?.map(|v| codec::text(v).map(str::to_owned)).transpose()?))
+        .map(|_| r.value()?.map(|v| codec::text(v).map(str::to_owned)).transpose())
         .collect::<Result<_, codec::Malformed>>()?;
     r.all()?;
     Ok(row)

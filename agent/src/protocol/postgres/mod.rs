@@ -21,8 +21,6 @@ mod prepared;
 mod relay;
 mod serve;
 mod startup;
-#[cfg(test)]
-mod tests;
 
 use std::{
     collections::HashMap,
@@ -42,9 +40,12 @@ use crate::{
 /// The protocol, with what its connections share.
 #[derive(Default)]
 pub struct Postgres {
-    catalogs: Mutex<HashMap<(Arc<str>, Arc<str>, Arc<str>), Arc<Catalogs>>>,
+    catalogs: Mutex<HashMap<Database, Arc<Catalogs>>>,
     keys: Arc<Keys>,
 }
+
+/// Upstream name, address, database.
+type Database = (Arc<str>, Arc<str>, Arc<str>);
 
 type Keys = Mutex<HashMap<u32, Key>>;
 

@@ -4,6 +4,7 @@
 //! owes ([`pending`]), masked and passed. The loop never waits for one side only: a hold leaves responses flowing, a
 //! slow client stops upstream reads, a slow upstream stops client reads. Anything out of order ends the connection.
 
+mod answer;
 mod client;
 mod pending;
 mod server;

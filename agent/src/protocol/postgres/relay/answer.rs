@@ -1,0 +1,193 @@
+//! What the gate said: forwarding, refusing, waiting, and following what a command changes in the session.
+
+use std::{
+    collections::VecDeque,
+    sync::{Arc, atomic::Ordering},
+    time::Instant,
+};
+
+use bytes::Bytes;
+
+use super::{
+    Relay, Stop, Wait,
+    client::Then,
+    pending::{Copying, Expect, Op, Tally},
+};
+use crate::{
+    action::{Action, ProtocolId, Target, Verb},
+    protocol::postgres::{
+        deny::{self, Message},
+        prepared::{Described, Prepared},
+    },
+    session::{Begun, HoldNotice, Permit, Refusal},
+    sql::{self, StatementInfo, StatementKind},
+};
+
+impl Relay {
+    pub(super) fn begun(&mut self, begun: Begun, then: Then) -> Result<(), Stop> {
+        match begun {
+            Begun::Ready(answer) => self.answered(answer, then),
+            Begun::Wait { hold, answer } => {
+                if let Some(notice) = hold {
+                    self.announce(&notice);
+                    self.estimate(&notice, &then);
+                }
+                self.wait = Some(Wait::Gate { answer, then: Box::new(then) });
+                Ok(())
+            }
+        }
+    }
+
+    fn announce(&mut self, notice: &HoldNotice) {
+        let who = if notice.reviewers.is_empty() { "a reviewer".to_owned() } else { notice.reviewers.join(", ") };
+        let mut message = Message::notice(format!("held for approval: {} (hold {})", notice.reason, notice.id));
+        message.detail = Some(format!("Waiting for {who}; expires in {} s.", notice.expires.as_secs()));
+        message.hint = Some(format!("A reviewer runs: portcullis approve {}", notice.id));
+        self.tell(message.encode());
+    }
+
+    /// Asks the planner how many rows the command would touch, on a connection of its own, for the reviewer.
+    fn estimate(&self, notice: &HoldNotice, then: &Then) {
+        let sql = match then {
+            Then::Query { sql, statements, .. } if statements.len() == 1 => Arc::clone(sql),
+            _ => return,
+        };
+        let (catalogs, cx, id) = (Arc::clone(&self.catalogs), Arc::clone(&self.cx), Arc::clone(&notice.id));
+        tokio::spawn(async move {
+            let rows = catalogs.estimate(&cx, &sql).await;
+            let note = match rows {
+                Some(_) => "rows that the planner expects",
+                None => "the planner could not be asked",
+            };
+            cx.house.holds.set_estimate(&id, rows, note);
+        });
+    }
+
+    pub(super) fn answered(&mut self, answer: Result<Permit, Refusal>, then: Then) -> Result<(), Stop> {
+        // The pipeline failed while this waited: the upstream skips it, and so nothing of it may go.
+        if self.skipping && then.in_pipeline() {
+            return Ok(());
+        }
+        let permit = match answer {
+            Ok(permit) => permit,
+            Err(refusal) => {
+                self.refuse(refusal, then.in_pipeline());
+                return Ok(());
+            }
+        };
+        match then {
+            Then::Query { statements, sql, action } => self.forward_query(permit, statements, &sql, &action),
+            Then::Parse { name, prepared } => {
+                self.upstream_queue().forward(permit);
+                let previous = self.registry.statements.insert(name.clone(), Arc::new(prepared));
+                self.owed.push_back(Expect::Parse { name, previous });
+            }
+            Then::Bind { name, portal } => {
+                self.upstream_queue().forward(permit);
+                let previous = self.registry.portals.insert(name.clone(), Arc::new(portal));
+                self.owed.push_back(Expect::Bind { name, previous });
+            }
+            Then::Execute { portal } => {
+                portal.running.store(true, Ordering::Relaxed);
+                let statement = Arc::clone(&portal.statement);
+                self.remember(&statement.statements, &statement.sql, &statement.action);
+                let op = self.op(&permit, &statement.statements, &statement.action);
+                self.upstream_queue().forward(permit);
+                self.owed.push_back(Expect::Execute { op: Box::new(op), portal });
+            }
+            Then::Function => {
+                let op = self.op(&permit, &[], &Action::opaque(ProtocolId::Postgres, Target::new("function")));
+                self.upstream_queue().forward(permit);
+                self.owed.push_back(Expect::Function(Box::new(op)));
+            }
+        }
+        Ok(())
+    }
+
+    fn forward_query(&mut self, permit: Permit, statements: Vec<StatementInfo>, sql: &Arc<str>, action: &Action) {
+        self.remember(&statements, sql, action);
+        let op = self.op(&permit, &statements, action);
+        self.upstream_queue().forward(permit);
+        self.owed.push_back(Expect::Query(Box::new(op)));
+    }
+
+    /// Follows what a command changes in the session: path, prepared statements, cursors.
+    fn remember(&mut self, statements: &[StatementInfo], sql: &Arc<str>, action: &Action) {
+        self.names.follow(statements);
+        for statement in statements {
+            let (name, inner, cursor) = match &statement.kind {
+                StatementKind::Prepare { name, inner } => (name, inner, false),
+                StatementKind::DeclareCursor { name, inner } => (name, inner, true),
+                _ => continue,
+            };
+            let text = sql.get(inner.clone()).unwrap_or(sql);
+            let prepared = Prepared {
+                sql: text.into(),
+                shape: sql::shape(text).into(),
+                // The whole command's action: never less than the inner statement's.
+                action: action.clone(),
+                statements: sql::classify(text, &self.names.names()).statements,
+                essence: Bytes::copy_from_slice(text.as_bytes()),
+                epoch: self.names.epoch(),
+                described: Described::default(),
+            };
+            if cursor {
+                self.registry.merge_cursor(name.clone(), prepared);
+            } else {
+                self.registry.merge_statement(name.clone(), prepared);
+            }
+        }
+    }
+
+    fn op(&self, permit: &Permit, statements: &[StatementInfo], action: &Action) -> Op {
+        let copies: VecDeque<_> = statements
+            .iter()
+            .filter_map(|statement| match &statement.kind {
+                StatementKind::Copy(copy) => Some(copy.clone()),
+                _ => None,
+            })
+            .collect();
+        Op {
+            seq: permit.seq(),
+            since: Instant::now(),
+            tainted: self.tainted(statements, action),
+            statements: statements.to_vec(),
+            copies,
+            copying: Copying::No,
+            data: permit.data_right(),
+            plan: None,
+            tally: Tally::default(),
+        }
+    }
+
+    /// Whether computed columns may derive from masked ones: the statement names one, or could reach one without naming
+    /// it (`*` in a sub-select, whole rows, renamed columns, code that is not ours to read).
+    fn tainted(&self, statements: &[StatementInfo], action: &Action) -> bool {
+        if !self.masker.masks.has_columns() {
+            return false;
+        }
+        let opaque = |info: &StatementInfo| {
+            let m = &info.mentions;
+            matches!(info.kind, StatementKind::Opaque)
+                || m.nested_wildcard
+                || m.whole_row
+                || m.renames_columns
+                || m.identifiers.iter().any(|name| self.masker.masks.may_name_column(name))
+        };
+        action.parts.iter().any(|(verb, _)| matches!(verb, Verb::Execute | Verb::Unknown))
+            || statements.iter().any(opaque)
+            || self.registry.named(statements).any(|prepared| prepared.statements.iter().any(opaque))
+    }
+
+    /// Makes the upstream refuse in this place, and remembers what to tell the client then.
+    pub(super) fn refuse(&mut self, refusal: Refusal, in_pipeline: bool) {
+        if in_pipeline {
+            self.inert(deny::refuse_extended());
+            self.owed.push_back(Expect::Refused(refusal));
+            self.skipping = true;
+        } else {
+            self.inert(deny::refuse_query());
+            self.owed.push_back(Expect::RefusedQuery(refusal));
+        }
+    }
+}

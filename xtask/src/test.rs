@@ -1,0 +1,196 @@
+//! `cargo xtask test [SUITE...]`: does its own set-up, runs the suites, and ends with one plain line of counts.
+//!
+//! The suites that need no root run as an unprivileged user even when this runs as root, so that a test which only
+//! passes for root is found. The others need root and fail without it: nothing is skipped.
+
+use std::{
+    fs,
+    io::{BufRead, BufReader},
+    os::unix::fs::{MetadataExt, PermissionsExt},
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+};
+
+use anyhow::{Context, Result, ensure};
+
+use crate::{build, setup, shell};
+
+/// Who runs a suite.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum User {
+    Unprivileged,
+    Root,
+}
+
+struct Suite {
+    name: &'static str,
+    /// What cargo builds for it.
+    targets: &'static [&'static str],
+    user: User,
+}
+
+const SUITES: &[Suite] = &[
+    Suite { name: "lint", targets: &[], user: User::Root },
+    Suite { name: "unit", targets: &["--package", "portcullis", "--lib"], user: User::Unprivileged },
+    Suite { name: "layers", targets: &["--package", "xtask"], user: User::Unprivileged },
+    Suite {
+        name: "session",
+        targets: &["--package", "portcullis-tests", "--test", "session"],
+        user: User::Unprivileged,
+    },
+    Suite {
+        name: "enforcement",
+        targets: &["--package", "portcullis-tests", "--test", "enforcement"],
+        user: User::Root,
+    },
+];
+
+#[derive(clap::Args)]
+pub struct Arguments {
+    /// Suites to run; all if none is named
+    suites: Vec<String>,
+}
+
+/// Runs the suites.
+pub fn run(arguments: &Arguments) -> Result<()> {
+    for name in &arguments.suites {
+        let names: Vec<_> = SUITES.iter().map(|suite| suite.name).collect();
+        ensure!(names.contains(&name.as_str()), "there is no suite `{name}`; there are: {}", names.join(", "));
+    }
+    setup::run(&setup::Arguments { build_only: false })?;
+    build::run(&build::Arguments { debug: true })?;
+    let chosen = |suite: &&Suite| arguments.suites.is_empty() || arguments.suites.iter().any(|n| n == suite.name);
+    let (mut passed, mut failed) = (0, 0);
+    for suite in SUITES.iter().filter(chosen) {
+        println!("\n== {}", suite.name);
+        let (p, f) = if suite.name == "lint" { lint()? } else { suite_run(suite)? };
+        println!("== {}: {p} passed, {f} failed", suite.name);
+        passed += p;
+        failed += f;
+    }
+    println!("\n{passed} passed, {failed} failed");
+    ensure!(failed == 0, "{failed} tests failed");
+    Ok(())
+}
+
+/// Formatting, lints, and the rows that must build without an async runtime.
+fn lint() -> Result<(u64, u64)> {
+    let checks: [&[&str]; 3] = [
+        &["fmt", "--all", "--check"],
+        &["clippy", "--locked", "--workspace", "--all-targets", "--", "-D", "warnings"],
+        &["check", "--locked", "--package", "portcullis", "--no-default-features"],
+    ];
+    let mut counts = (0, 0);
+    for check in checks {
+        match shell::run(shell::cargo().args(check)) {
+            Ok(()) => counts.0 += 1,
+            Err(error) => {
+                println!("{error:#}");
+                counts.1 += 1;
+            }
+        }
+    }
+    Ok(counts)
+}
+
+fn suite_run(suite: &Suite) -> Result<(u64, u64)> {
+    let binaries = build_tests(suite)?;
+    let (mut passed, mut failed) = (0, 0);
+    for binary in binaries {
+        let (p, f) = run_binary(&binary, suite.user)?;
+        passed += p;
+        failed += f;
+    }
+    Ok((passed, failed))
+}
+
+/// Builds a suite's test binaries; returns their paths.
+fn build_tests(suite: &Suite) -> Result<Vec<PathBuf>> {
+    let mut cargo = shell::cargo();
+    cargo.args(["test", "--locked", "--no-run", "--message-format=json-render-diagnostics"]).args(suite.targets);
+    let output = cargo.stderr(Stdio::inherit()).output().context("cannot start cargo")?;
+    ensure!(output.status.success(), "suite {} does not build", suite.name);
+    let mut binaries = Vec::new();
+    for line in output.stdout.lines() {
+        let message: serde_json::Value = serde_json::from_str(&line?)?;
+        if message["profile"]["test"] == true
+            && let Some(path) = message["executable"].as_str()
+        {
+            binaries.push(PathBuf::from(path));
+        }
+    }
+    ensure!(!binaries.is_empty(), "suite {} has no test binary", suite.name);
+    Ok(binaries)
+}
+
+/// Runs a test binary, its output on ours, and counts.
+fn run_binary(binary: &Path, user: User) -> Result<(u64, u64)> {
+    // A folder that any user may enter, whatever the modes above the target folder are.
+    let place = PathBuf::from(format!("/tmp/portcullis-test-{}", std::process::id()));
+    fs::create_dir_all(&place)?;
+    fs::set_permissions(&place, fs::Permissions::from_mode(0o755))?;
+    let copy = place.join(binary.file_name().context("a test binary without a name")?);
+    fs::copy(binary, &copy)?;
+    let root = fs::metadata("/proc/self")?.uid() == 0;
+    let mut command = match user {
+        User::Unprivileged if root => {
+            let mut command = Command::new("setpriv");
+            command.args(["--reuid=nobody", "--regid=nogroup", "--clear-groups", "--"]).arg(&copy);
+            command.env("HOME", "/tmp");
+            command
+        }
+        User::Unprivileged => Command::new(&copy),
+        User::Root => {
+            ensure!(root, "this suite needs root");
+            Command::new(&copy)
+        }
+    };
+    let package = shell::root().join("tests");
+    command.current_dir(if user == User::Root { package } else { "/".into() });
+    command.env("PORTCULLIS_BIN", shell::target_dir().join("debug/portcullis"));
+    command.stdin(Stdio::null()).stdout(Stdio::piped());
+    let mut child = command.spawn().context("cannot start a test binary")?;
+    let (mut passed, mut failed) = (0, 0);
+    let mut summaries = 0;
+    for line in BufReader::new(child.stdout.take().context("no output")?).lines() {
+        let line = line?;
+        println!("{line}");
+        if let Some((p, f)) = counts(&line) {
+            passed += p;
+            failed += f;
+            summaries += 1;
+        }
+    }
+    let status = child.wait()?;
+    fs::remove_dir_all(&place)?;
+    // A binary that died without its last line failed in whatever it was doing.
+    if summaries == 0 || (!status.success() && failed == 0) {
+        println!("the test binary ended with {status}");
+        failed += 1;
+    }
+    Ok((passed, failed))
+}
+
+/// `test result: ok. 3 passed; 0 failed; 0 ignored; ...`: what was ignored counts as failed, for nothing is skipped.
+fn counts(line: &str) -> Option<(u64, u64)> {
+    let rest = line.strip_prefix("test result: ")?;
+    let number = |word: &str| -> Option<u64> {
+        let before = rest.split_once(word)?.0;
+        before.rsplit([' ', '.', ';']).find(|part| !part.is_empty())?.parse().ok()
+    };
+    Some((number(" passed")?, number(" failed")? + number(" ignored")?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::counts;
+
+    #[test]
+    fn closing_lines_are_read() {
+        let ok = "test result: ok. 21 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out; finished in 23.14s";
+        assert_eq!(counts(ok), Some((21, 0)));
+        let bad = "test result: FAILED. 20 passed; 1 failed; 2 ignored; 0 measured; 0 filtered out";
+        assert_eq!(counts(bad), Some((20, 3)));
+        assert_eq!(counts("test masks::a ... ok"), None);
+    }
+}
