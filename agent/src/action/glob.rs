@@ -6,6 +6,8 @@
 //! named by the pattern, or crossed by `**`. With any other separator there is no quoting and no folding.
 //!
 //! Patterns run as a bit-parallel automaton: time is linear in the target whatever the pattern, nothing is allocated.
+//!
+//! Long because it holds matching and its reference model.
 
 use std::fmt;
 

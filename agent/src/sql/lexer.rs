@@ -3,6 +3,8 @@
 //! Tokens from here feed the parser, so the two cannot disagree on where a string or a comment ends. Whatever the
 //! server versions in use read differently (`1a`, `$1a`), whatever depends on the server's encoding, and whatever is
 //! unterminated is an error: the caller then judges the text as opaque.
+//!
+//! Long because it holds PostgreSQL's token rules, kept in one place to be read beside its scan.l.
 
 use std::ops::Range;
 

@@ -117,7 +117,7 @@ fn opaque(text: &str) -> Classified {
 }
 
 /// The statements between semicolons, and where each stands without the blanks around it.
-fn split<'t>(tokens: &'t [Token]) -> Vec<(Range<usize>, &'t [Token])> {
+fn split(tokens: &[Token]) -> Vec<(Range<usize>, &[Token])> {
     tokens
         .split(|t| t.is_punct(b';'))
         .map(|statement| match (statement.first(), statement.last()) {

@@ -2,6 +2,8 @@
 //!
 //! Each recogniser takes a statement to its last token or reports it as not understood. A head that is not listed is
 //! opaque. Expressions inside definitions are not evaluated now; calls in them still count.
+//!
+//! Long because it holds one recogniser for each statement kind that the parser does not read.
 
 use super::{
     build::{Builder, Name, named},

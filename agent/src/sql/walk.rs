@@ -3,6 +3,8 @@
 //! The derived visitor reaches every node; what is decided here is which nodes and fields are known. Anything else adds
 //! `unknown`. Two checks against the tokens make up for a parser that reads a construct as another: every `name(` must
 //! have been met as a call or be known syntax, and every data-changing keyword must have been met as a statement.
+//!
+//! Long because it holds one visitor over every kind of expression and query: split, no place would show that all are handled.
 
 use std::{collections::HashMap, ops::ControlFlow};
 

@@ -89,13 +89,13 @@ pub(super) fn filters() -> Result<Vec<BpfProgram>, seccompiler::Error> {
         let others = FAMILIES.iter().map(|family| condition(0, Cmp::Ne, *family as u64)).collect::<Result<_, _>>()?;
         sockets.insert(call, vec![rule(others)?]);
     }
-    let mut filters = Vec::new();
-    #[cfg(target_arch = "x86_64")]
-    filters.push(x32());
-    filters.push(compiled(unknown, libc::ENOSYS)?);
-    filters.push(compiled(sockets, libc::EAFNOSUPPORT)?);
-    filters.push(compiled(forbidden, libc::EPERM)?);
-    Ok(filters)
+    Ok(vec![
+        #[cfg(target_arch = "x86_64")]
+        x32(),
+        compiled(unknown, libc::ENOSYS)?,
+        compiled(sockets, libc::EAFNOSUPPORT)?,
+        compiled(forbidden, libc::EPERM)?,
+    ])
 }
 
 fn compiled(rules: Rules, errno: i32) -> Result<BpfProgram, seccompiler::Error> {
