@@ -62,10 +62,29 @@ fn translate(tokens: &[Token]) -> Option<Vec<TokenWithSpan>> {
         let before = i.checked_sub(1).and_then(|b| tokens.get(b));
         let theirs = match &token.lexeme {
             Lexeme::Word(w) => match w.as_str() {
+                // TABLE t is SELECT * FROM t; in SELECT INTO TABLE the word says nothing.
+                "table" if is_command(before) => {
+                    out.extend([word("select"), Theirs::Mul, word("from")].map(bare));
+                    i += 1;
+                    continue;
+                }
+                "only" if ahead(1).is_some_and(|t| t.is_punct(b'(')) => {
+                    let close = tokens[i..].iter().position(|t| t.is_punct(b')'))?;
+                    for inside in &tokens[i + 2..i + close] {
+                        out.push(bare(match &inside.lexeme {
+                            Lexeme::Word(w) if !words::reserved(w) => quoted(w),
+                            Lexeme::Quoted(q) => quoted(q),
+                            Lexeme::Punct(b'.') => Theirs::Period,
+                            _ => return None,
+                        }));
+                    }
+                    i += close + 1;
+                    continue;
+                }
                 // FROM ONLY t reads less than FROM t.
                 "only"
                     if !before.is_some_and(|b| b.is("row") || b.is("rows") || b.is("read"))
-                        && ahead(1).is_some_and(|t| t.identifier().is_some() || t.is_punct(b'(')) =>
+                        && ahead(1).is_some_and(|t| t.identifier().is_some()) =>
                 {
                     i += 1;
                     continue;
@@ -134,6 +153,20 @@ fn translate(tokens: &[Token]) -> Option<Vec<TokenWithSpan>> {
         i += 1;
     }
     Some(out)
+}
+
+/// Whether TABLE after this token is the command.
+fn is_command(before: Option<&Token>) -> bool {
+    !before.is_some_and(|b| {
+        b.is_punct(b'.') || ["as", "into", "temp", "temporary", "unlogged", "local", "global"].iter().any(|w| b.is(w))
+    })
+}
+
+/// How many `TABLE t` were written as a SELECT.
+pub(super) fn table_commands(tokens: &[Token]) -> usize {
+    (0..tokens.len())
+        .filter(|i| tokens[*i].is("table") && is_command(i.checked_sub(1).and_then(|b| tokens.get(b))))
+        .count()
 }
 
 fn bare(token: Theirs) -> TokenWithSpan {

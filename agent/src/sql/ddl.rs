@@ -7,6 +7,7 @@ use super::{
     build::{Builder, Name, named},
     classify_into,
     cursor::{Cursor, nameable},
+    is_data,
     lexer::{Lexeme, Token},
     statement::StatementKind,
     utility,
@@ -224,8 +225,13 @@ fn defining_query(c: Cursor<'_>, build: &mut Builder<'_>, kind: &str) -> Option<
             scan(&c.rest()[..at], build);
             // WITH [NO] DATA, WITH CHECK OPTION.
             let query = strip_tail(definition.rest());
-            if query.is_empty() {
+            let executes = kind == "table" && query.first().is_some_and(|t| t.is("execute"));
+            if !is_data(query) && !executes {
                 return None;
+            }
+            if executes {
+                // What was prepared is judged where it runs by name, which this does not show.
+                build.unknown("execute");
             }
             classify_into(query, build);
         }
@@ -259,6 +265,11 @@ fn alter(mut c: Cursor<'_>, build: &mut Builder<'_>) -> Option<()> {
     let kind = object_kind(&mut c)?;
     build.facts.verb = format!("alter {kind}");
     if administrative(&kind) {
+        if kind == "foreign table" {
+            c.eat(&["if", "exists"]);
+            c.eat(&["only"]);
+            build.relation(Verb::Admin, &c.name()?);
+        }
         return admin(build, "alter", &kind);
     }
     let words: Vec<&str> = c.rest().iter().filter_map(Token::word).collect();
@@ -387,8 +398,8 @@ fn scan(tokens: &[Token], build: &mut Builder<'_>) {
             continue;
         }
         let bare = start == i && token.word().is_some();
-        if (bare && (words::category(last).is_some() || matches!(last, "timestamptz" | "bpchar" | "varbit")))
-            || before.is_some_and(|b| b.is("using"))
+        if (bare && (words::opens_syntax(last) || matches!(last, "timestamptz" | "bpchar" | "varbit")))
+            || before.is_some_and(|b| b.is("using") || b.is("by"))
             || !nameable(token)
         {
             continue;

@@ -73,6 +73,10 @@ pub fn classify(text: &str, names: &dyn Names) -> Classified {
         }
         let mut build = Builder::new(names);
         with_stack(tokens, || statement_into(tokens, &mut build));
+        // A constant is nothing to a rule, yet it must meet one: no parts would mean that nothing is done.
+        if build.parts.is_empty() {
+            build.plain(Verb::Session, "sql:constant");
+        }
         let Builder { parts, facts: mut fact, clarity, mut mentions, kind, .. } = build;
         if clarity != Clarity::Opaque {
             understood += 1;
@@ -145,19 +149,20 @@ fn statement_into(tokens: &[Token], build: &mut Builder<'_>) {
         build.kind = StatementKind::Set { name, value: Some(vec![value]), local, returns_rows: true };
         return;
     }
+    if let Some(name) = guarded_set_config(tokens, build) {
+        build.facts.verb = "set".to_owned();
+        build.facts.functions.push("pg_catalog.set_config".to_owned());
+        build.part(Verb::Session, build::named("setting", &name));
+        build.relation(Verb::Read, &build::Name { schema: None, name: "pg_settings".to_owned(), bare: true });
+        build.kind = StatementKind::Query;
+        return;
+    }
     classify_into(tokens, build);
 }
 
 /// Judges a statement, whole or inside another. The caller sets the kind of an outer one afterwards.
 fn classify_into(tokens: &[Token], build: &mut Builder<'_>) {
-    let head = tokens.first();
-    let data = head.is_some_and(|t| {
-        t.is_punct(b'(')
-            || t.word().is_some_and(|w| {
-                ["select", "insert", "update", "delete", "merge", "with", "values", "table"].contains(&w)
-            })
-    });
-    if data {
+    if is_data(tokens) {
         match bridge::parse(tokens) {
             Some(statement) => walk::walk(&statement, tokens, build),
             None => refuse(build),
@@ -165,6 +170,12 @@ fn classify_into(tokens: &[Token], build: &mut Builder<'_>) {
     } else if utility::recognise(tokens, build).is_none() {
         refuse(build);
     }
+}
+
+/// Whether a statement starts as SELECT, VALUES, TABLE, INSERT, UPDATE, DELETE or MERGE do.
+fn is_data(tokens: &[Token]) -> bool {
+    let heads = ["select", "insert", "update", "delete", "merge", "with", "values", "table"];
+    tokens.first().is_some_and(|t| t.is_punct(b'(') || t.word().is_some_and(|w| heads.contains(&w)))
 }
 
 fn refuse(build: &mut Builder<'_>) {
@@ -196,4 +207,25 @@ fn whole_set_config(tokens: &[Token], build: &Builder<'_>) -> Option<(String, St
         return None;
     };
     (args.done() && c.done()).then_some((name, value, local))
+}
+
+/// What pg_dump says to set a setting only where the server has it:
+/// `SELECT set_config(name, '...', false) FROM pg_settings WHERE name = '...'`. Only for settings that are free.
+fn guarded_set_config(tokens: &[Token], build: &Builder<'_>) -> Option<String> {
+    let mut c = cursor::Cursor::new(tokens);
+    let mut arguments = {
+        c.eat(&["select", "set_config"]).then_some(())?;
+        cursor::Cursor::new(c.group()?)
+    };
+    let constant = arguments.eat(&["name"])
+        && arguments.eat_punct(b',')
+        && arguments.text().is_some()
+        && arguments.eat_punct(b',')
+        && (arguments.eat(&["false"]) || arguments.eat(&["true"]))
+        && arguments.done();
+    let from = constant && c.eat(&["from", "pg_settings", "where", "name"]) && c.eat_op("=");
+    let name = from.then(|| c.text()).flatten()?.to_ascii_lowercase();
+    let builtin = build.names.function_schema(None, "set_config").as_deref() == Some("pg_catalog")
+        && build.names.relation_schema(None, "pg_settings").as_deref() == Some("pg_catalog");
+    (c.done() && builtin && setting_rule(&name) == SettingRule::Free).then_some(name)
 }

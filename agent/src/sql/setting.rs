@@ -115,6 +115,8 @@ const FREE: &[&str] = &[
     "recursive_worktable_factor",
     // Off makes a query that row security would filter fail instead: stricter, and pg_dump sets it.
     "row_security",
+    // Only ever forbids; pg_dump sets it so that a hostile view runs nothing.
+    "restrict_nonsystem_relation_kind",
     "seq_page_cost",
     "statement_timeout",
     "synchronize_seqscans",

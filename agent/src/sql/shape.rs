@@ -27,13 +27,14 @@ pub fn shape(text: &str) -> String {
 }
 
 fn values_are_free(tokens: &[Token]) -> bool {
-    let data = ["select", "insert", "update", "delete", "merge", "with", "values", "table"];
-    tokens.first().is_some_and(|t| t.is_punct(b'(') || t.word().is_some_and(|w| data.contains(&w)))
+    super::is_data(tokens)
         && tokens.windows(2).enumerate().all(|(i, pair)| {
             !pair[1].is_punct(b'(')
                 || inserted_into(tokens, i)
                 || match &pair[0].lexeme {
-                    Lexeme::Word(w) => words::category(w).is_some() || words::builtin(w) == Builtin::Safe,
+                    Lexeme::Word(w) => {
+                        words::opens_syntax(w) || words::grammar_call(w) || words::builtin(w) == Builtin::Safe
+                    }
                     Lexeme::Quoted(_) => false,
                     _ => true,
                 }

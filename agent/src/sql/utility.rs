@@ -9,7 +9,7 @@ use super::{
     build::{Builder, Name, named},
     classify_into,
     cursor::Cursor,
-    ddl,
+    ddl, is_data,
     lexer::{Lexeme, Token},
     statement::{CopyDirection, CopyFormat, CopyInfo, CopySource, Discard, StatementKind},
 };
@@ -281,8 +281,10 @@ fn reset(mut c: Cursor<'_>, build: &mut Builder<'_>) -> Option<()> {
     c.done().then_some(())
 }
 
-/// Judges a statement inside another; the outer kind is the caller's to set.
+/// Judges a query or change inside another statement; the outer kind is the caller's to set.
 fn inner(tokens: &[Token], build: &mut Builder<'_>) -> Option<std::ops::Range<usize>> {
+    // Anything else cannot stand there, and statements in statements must not nest without end.
+    is_data(tokens).then_some(())?;
     let span = tokens.first()?.span.start..tokens.last()?.span.end;
     classify_into(tokens, build);
     Some(span)
@@ -549,7 +551,7 @@ fn explain(mut c: Cursor<'_>, build: &mut Builder<'_>) -> Option<()> {
         "execute",
     ];
     explainable.contains(&head).then_some(())?;
-    inner(c.rest(), build)?;
+    classify_into(c.rest(), build);
     // What EXPLAIN EXECUTE explains, the protocol knows by the prepared statement's name.
     if !matches!(build.kind, StatementKind::ExecutePrepared { .. }) {
         build.kind = StatementKind::Query;

@@ -17,6 +17,7 @@ use sqlparser::ast::{
 };
 
 use super::{
+    bridge,
     build::{Builder, Name},
     condition,
     lexer::{Lexeme, Token},
@@ -121,7 +122,6 @@ impl Visitor for Walk<'_, '_> {
     }
 
     fn post_visit_query(&mut self, query: &Query) -> ControlFlow<()> {
-        // TABLE t holds no relation the visitor would show; by now every CTE of this query is in sight.
         let mut stack = vec![&*query.body];
         while let Some(body) = stack.pop() {
             match body {
@@ -130,17 +130,8 @@ impl Visitor for Walk<'_, '_> {
                     stack.push(left);
                     stack.push(right);
                 }
-                SetExpr::Table(table) => match &table.table_name {
-                    Some(name) => {
-                        // At the top it is SELECT * FROM t, whose items are the output.
-                        if self.scopes.len() > 1 || !std::ptr::eq(body, &*query.body) {
-                            self.build.mentions.nested_wildcard = true;
-                        }
-                        let schema = table.schema_name.clone();
-                        self.read(&Name { bare: schema.is_none(), schema, name: name.clone() });
-                    }
-                    None => self.build.unknown("table"),
-                },
+                // The bridge writes TABLE t as a SELECT.
+                SetExpr::Table(_) => self.build.unknown("table"),
                 SetExpr::Select(_) | SetExpr::Query(_) | SetExpr::Values(_) => {}
                 SetExpr::Insert(_) | SetExpr::Update(_) | SetExpr::Delete(_) | SetExpr::Merge(_) => {}
             }
@@ -335,7 +326,7 @@ impl Visitor for Walk<'_, '_> {
         if ident.quote_style.is_none()
             && words::reserved(&ident.value)
             && !words::grammar_call(&ident.value)
-            && ident.value != "default"
+            && !matches!(ident.value.as_str(), "default" | "array")
         {
             self.build.unknown("reserved word as a name");
         }
@@ -455,6 +446,13 @@ impl Walk<'_, '_> {
             self.build.unknown("name");
             return;
         };
+        // ARRAY(SELECT ...) comes as a call; the word is reserved, so it names no function.
+        if name.bare && name.name == "array" {
+            if !matches!(args, FunctionArguments::Subquery(_)) {
+                self.build.unknown("function");
+            }
+            return;
+        }
         let list = match args {
             FunctionArguments::None | FunctionArguments::Subquery(_) => &[][..],
             FunctionArguments::List(list) => {
@@ -626,7 +624,8 @@ impl Walk<'_, '_> {
         facts(statement, &changes, build);
         let met = |keyword: &str| changes.iter().filter(|(k, _)| *k == keyword).count();
         let written = |keyword: &str| tokens.iter().filter(|t| t.is(keyword)).count();
-        if selects != written("select") {
+        let tables = bridge::table_commands(tokens);
+        if selects != written("select") + tables {
             build.unknown("select count");
         }
         for keyword in ["insert", "update", "delete", "merge"] {
@@ -638,7 +637,7 @@ impl Walk<'_, '_> {
         let known = |name: &str, quoted: bool| {
             build.calls.iter().any(|c| c == name)
                 || relations.iter().any(|r| r == name)
-                || (!quoted && (words::category(name).is_some() || TYPES.contains(&name)))
+                || (!quoted && (words::opens_syntax(name) || TYPES.contains(&name)))
         };
         let stray = tokens.windows(2).any(|pair| match &pair[0].lexeme {
             Lexeme::Word(w) => pair[1].is_punct(b'(') && !known(w, false),

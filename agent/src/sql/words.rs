@@ -45,6 +45,50 @@ pub(super) fn reserved(word: &str) -> bool {
     category(word) == Some(Category::Reserved)
 }
 
+/// Keywords that may name a function and yet stand before a parenthesis as syntax.
+const BEFORE_PARENTHESIS: &[&str] = &[
+    "by",
+    "conflict",
+    "cube",
+    "escape",
+    "exclude",
+    "filter",
+    "group",
+    "groups",
+    "identity",
+    "ilike",
+    "include",
+    "inherits",
+    "insert",
+    "is",
+    "join",
+    "key",
+    "like",
+    "materialized",
+    "next",
+    "operator",
+    "options",
+    "over",
+    "overlaps",
+    "partition",
+    "range",
+    "recursive",
+    "reset",
+    "rollup",
+    "rows",
+    "set",
+    "sets",
+    "update",
+    "varying",
+    "within",
+    "zone",
+];
+
+/// Whether an unquoted word before a parenthesis is syntax and never a call.
+pub(super) fn opens_syntax(word: &str) -> bool {
+    matches!(category(word), Some(Category::Reserved | Category::Column)) || BEFORE_PARENTHESIS.contains(&word)
+}
+
 /// Calls that the grammar itself defines: they name no function that anyone could replace.
 const GRAMMAR_CALLS: &[&str] = &[
     "coalesce",
