@@ -1,5 +1,7 @@
 //! Collects the parts of one statement.
 
+use std::collections::HashSet;
+
 use sqlparser::ast::{Ident, ObjectName, ObjectNamePart};
 
 use super::{
@@ -44,6 +46,9 @@ impl Name {
     }
 }
 
+/// Most parts of one statement: bounds the work of telling them apart, here and in policy.
+const MAX_PARTS: usize = 1000;
+
 /// What is known of one statement so far.
 pub(super) struct Builder<'a> {
     pub(super) names: &'a dyn Names,
@@ -53,7 +58,7 @@ pub(super) struct Builder<'a> {
     pub(super) mentions: Mentions,
     pub(super) kind: StatementKind,
     /// Names of calls that are accounted for, to check against the tokens.
-    pub(super) calls: Vec<String>,
+    pub(super) calls: HashSet<String>,
 }
 
 impl<'a> Builder<'a> {
@@ -65,12 +70,20 @@ impl<'a> Builder<'a> {
             clarity: Clarity::Parsed,
             mentions: Mentions::default(),
             kind: StatementKind::Utility,
-            calls: Vec::new(),
+            calls: HashSet::new(),
         }
     }
 
     /// Adds a part once.
     pub(super) fn part(&mut self, verb: Verb, target: Target) {
+        if self.parts.len() >= MAX_PARTS {
+            // One more, to say so; after it nothing is added.
+            if self.parts.len() == MAX_PARTS {
+                self.clarity = Clarity::Partial;
+                self.parts.push((Verb::Unknown, Target::new("sql:too many parts")));
+            }
+            return;
+        }
         if !self.parts.iter().any(|(v, t)| *v == verb && *t == target) {
             self.parts.push((verb, target));
         }
@@ -91,6 +104,9 @@ impl<'a> Builder<'a> {
 
     /// Adds a part on a relation that exists.
     pub(super) fn relation(&mut self, verb: Verb, name: &Name) {
+        if self.parts.len() > MAX_PARTS {
+            return;
+        }
         let schema = self.names.relation_schema(name.schema.as_deref(), &name.name);
         let target = Target::relation(schema.as_deref(), &name.name);
         let mention = (name.schema.clone(), name.name.clone());
@@ -117,7 +133,7 @@ impl<'a> Builder<'a> {
 
     /// Adds what calling a function amounts to.
     pub(super) fn call(&mut self, name: &Name) {
-        self.calls.push(name.name.clone());
+        self.calls.insert(name.name.clone());
         if name.bare && words::grammar_call(&name.name) {
             self.facts.functions.push(format!("pg_catalog.{}", name.name));
             return;

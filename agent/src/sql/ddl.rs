@@ -203,7 +203,7 @@ fn create(mut c: Cursor<'_>, build: &mut Builder<'_>) -> Option<()> {
             (e.eat(&["function"]) || e.eat(&["procedure"])).then_some(())?;
             let function = e.name()?;
             let target = function_target(build, &function, false);
-            build.calls.push(function.name);
+            build.calls.insert(function.name);
             build.part(Verb::Execute, target);
             scan(&c.rest()[..at], build);
             Some(())
@@ -410,7 +410,7 @@ fn scan(tokens: &[Token], build: &mut Builder<'_>) {
         let sequence = matches!(last, "nextval" | "currval" | "lastval");
         let builtin = build.names.function_schema(name.schema.as_deref(), &name.name).as_deref() == Some("pg_catalog");
         if sequence && builtin && words::builtin(last) != Builtin::Admin {
-            build.calls.push(name.name);
+            build.calls.insert(name.name);
         } else {
             build.call(&name);
         }

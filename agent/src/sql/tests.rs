@@ -136,6 +136,23 @@ fn chains_below_the_limit_do_not_overflow_a_small_stack() {
     std::thread::Builder::new().stack_size(256 * 1024).spawn(run).expect("a thread").join().expect("no overflow");
 }
 
+#[test]
+fn many_parts_are_cut_off_and_say_so() {
+    let names: Vec<String> = (0..100_000).map(|i| format!("t{i}")).collect();
+    for sql in [
+        format!("drop table {}", names.join(",")),
+        format!("select 1 from {}", names.join(",")),
+        format!("select {} from {}", names[..60_000].join(","), names[..60_000].join(",")),
+        format!("truncate {}", names.join(",")),
+        format!("create table a (b int references {})", names.join(" references ")),
+    ] {
+        let action = classify(&sql, &Fixed).action;
+        assert!(action.parts.len() <= 1001);
+        assert!(action.parts.iter().any(|(v, _)| *v == Verb::Unknown), "{}", &sql[..30]);
+        fuzz::classification(&sql);
+    }
+}
+
 /// The parser tries a parenthesis in FROM first as a query, then as a join: twice the work per level without a bound.
 #[test]
 fn backtracking_is_bounded() {

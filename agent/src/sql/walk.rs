@@ -6,7 +6,10 @@
 //!
 //! Long because it holds one visitor over every kind of expression and query: split, no place would show that all are handled.
 
-use std::{collections::HashMap, ops::ControlFlow};
+use std::{
+    collections::{HashMap, HashSet},
+    ops::ControlFlow,
+};
 
 use sqlparser::ast::{
     BinaryOperator, CastKind, Delete, Expr, FromTable, Function, FunctionArg, FunctionArgExpr, FunctionArgumentClause,
@@ -34,9 +37,9 @@ pub(super) fn walk(statement: &Statement, tokens: &[Token], build: &mut Builder<
         outermost: outermost_select(statement),
         scopes: Vec::new(),
         ctes: HashMap::new(),
-        accounted: Vec::new(),
+        accounted: HashSet::new(),
         values: Vec::new(),
-        relations: Vec::new(),
+        relations: HashSet::new(),
         selects: 0,
         changes: Vec::new(),
     };
@@ -53,11 +56,11 @@ struct Walk<'w, 'a> {
     /// Queries of CTEs that come into sight once read.
     ctes: HashMap<*const Query, String>,
     /// Relation names that were given their verb already.
-    accounted: Vec<*const ObjectName>,
+    accounted: HashSet<*const ObjectName>,
     /// Identifiers used as values.
     values: Vec<String>,
     /// Names and aliases of everything in FROM.
-    relations: Vec<String>,
+    relations: HashSet<String>,
     selects: usize,
     /// For each changing statement: its keyword and whether a condition bounds it.
     changes: Vec<(&'static str, bool)>,
@@ -220,12 +223,12 @@ impl Visitor for Walk<'_, '_> {
                 }
                 self.alias(alias.as_ref());
                 if let Some(last) = Name::of(name) {
-                    self.relations.push(last.name.clone());
+                    self.relations.insert(last.name.clone());
                     if let Some(args) = args {
                         if args.settings.is_some() {
                             self.build.unknown("from");
                         }
-                        self.accounted.push(std::ptr::from_ref(name));
+                        self.accounted.insert(std::ptr::from_ref(name));
                         self.call(&last, &args.args);
                     }
                 }
@@ -240,7 +243,7 @@ impl Visitor for Walk<'_, '_> {
                 self.alias(alias.as_ref());
                 match Name::of(name) {
                     Some(name) => {
-                        self.relations.push(name.name.clone());
+                        self.relations.insert(name.name.clone());
                         self.call(&name, args);
                     }
                     None => self.build.unknown("name"),
@@ -336,7 +339,7 @@ impl Visitor for Walk<'_, '_> {
 
 impl Walk<'_, '_> {
     fn read(&mut self, name: &Name) {
-        self.relations.push(name.name.clone());
+        self.relations.insert(name.name.clone());
         let cte = name.schema.is_none() && self.scopes.iter().any(|scope| scope.contains(&name.name));
         if !cte {
             self.build.relation(Verb::Read, name);
@@ -345,7 +348,7 @@ impl Walk<'_, '_> {
 
     fn alias(&mut self, alias: Option<&TableAlias>) {
         if let Some(alias) = alias {
-            self.relations.push(alias.name.value.clone());
+            self.relations.insert(alias.name.value.clone());
             if !alias.columns.is_empty() {
                 self.build.mentions.renames_columns = true;
             }
@@ -483,7 +486,7 @@ impl Walk<'_, '_> {
             && self.build.names.function_schema(name.schema.as_deref(), &name.name).as_deref() == Some("pg_catalog")
             && let Some(setting) = harmless_setting(args)
         {
-            self.build.calls.push(name.name.clone());
+            self.build.calls.insert(name.name.clone());
             self.build.facts.functions.push("pg_catalog.set_config".to_owned());
             self.build.part(Verb::Session, super::build::named("setting", &setting));
             return;
@@ -518,7 +521,7 @@ impl Walk<'_, '_> {
         }
         self.target(table, &name, Verb::Write);
         if let Some(alias) = &insert.table_alias {
-            self.relations.push(alias.alias.value.clone());
+            self.relations.insert(alias.alias.value.clone());
         }
         match &insert.on {
             None => {}
@@ -602,8 +605,8 @@ impl Walk<'_, '_> {
     }
 
     fn target(&mut self, table: &ObjectName, name: &Name, verb: Verb) {
-        self.accounted.push(std::ptr::from_ref(table));
-        self.relations.push(name.name.clone());
+        self.accounted.insert(std::ptr::from_ref(table));
+        self.relations.insert(name.name.clone());
         self.build.relation(verb, name);
         self.build.kind = StatementKind::Change;
     }
@@ -635,8 +638,8 @@ impl Walk<'_, '_> {
             }
         }
         let known = |name: &str, quoted: bool| {
-            build.calls.iter().any(|c| c == name)
-                || relations.iter().any(|r| r == name)
+            build.calls.contains(name)
+                || relations.contains(name)
                 || (!quoted && (words::opens_syntax(name) || TYPES.contains(&name)))
         };
         let stray = tokens.windows(2).any(|pair| match &pair[0].lexeme {
