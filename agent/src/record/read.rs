@@ -1,6 +1,7 @@
 //! Reading the log: while it is written, and after.
 
 use std::{
+    collections::BTreeSet,
     fs::{self, File},
     io,
     os::unix::fs::FileExt,
@@ -127,15 +128,19 @@ impl Iterator for Events {
     }
 }
 
-/// Numbers of the segments that there are, in order.
+/// Numbers of the segments that there are, in order. A listing may miss a segment that is being sealed, in both its
+/// forms, so what lies between and right before those found is looked at by name.
 pub(super) fn segment_numbers(dir: &Path) -> Result<Vec<u64>, RecordError> {
-    let mut numbers: Vec<u64> = names(dir)?.iter().filter_map(|name| parse_name(name)).map(|(n, _)| n).collect();
-    numbers.sort_unstable();
-    numbers.dedup();
-    Ok(numbers)
+    let listed: BTreeSet<u64> = names(dir)?.iter().filter_map(|name| parse_name(name)).map(|(n, _)| n).collect();
+    let mut numbers = listed.clone();
+    for number in &listed {
+        let before = (1..*number).rev();
+        numbers.extend(before.take_while(|n| !listed.contains(n) && exists(dir, *n)));
+    }
+    Ok(numbers.into_iter().collect())
 }
 
-fn exists(dir: &Path, number: u64) -> bool {
+pub(super) fn exists(dir: &Path, number: u64) -> bool {
     [Kind::Sealed, Kind::Tail, Kind::Sealed].iter().any(|kind| kind.path(dir, number).exists())
 }
 

@@ -502,6 +502,27 @@ fn retention_removes_the_oldest_and_the_rest_verifies() {
 }
 
 #[test]
+fn a_log_that_is_sealed_and_pruned_while_it_is_verified_is_whole() {
+    let dir = tempfile::tempdir().unwrap();
+    let settings = RecordSettings { max_bytes: Some(16 << 10), ..small(dir.path()) };
+    let recorder = Recorder::open(&settings).unwrap();
+    let writer = std::thread::spawn({
+        let recorder = recorder.clone();
+        move || fill(&recorder, 0..6000)
+    });
+    let mut pruned = 0;
+    while !writer.is_finished() || pruned == 0 {
+        let report = verify(dir.path()).unwrap();
+        assert_eq!(report.problem, None);
+        pruned = pruned.max(report.pruned_through.unwrap_or(0));
+    }
+    writer.join().unwrap();
+    settle(dir.path());
+    drop(recorder);
+    assert_eq!(verify(dir.path()).unwrap().problem, None);
+}
+
+#[test]
 fn a_kill_between_sealing_or_pruning_and_removing_is_repaired() {
     let dir = tempfile::tempdir().unwrap();
     log(dir.path(), 10);

@@ -1,6 +1,6 @@
 //! Whether a log is what was written.
 
-use std::{fs, path::Path};
+use std::{fs, io, path::Path};
 
 use serde::Serialize;
 
@@ -10,7 +10,7 @@ use super::{
     format::{HEAD_FILE, HEADER, Hash, Head, Kind, SEAL, SLOT, genesis, parse_name, sealed_name, tail_name},
     keys::{PUBLIC, PublicKey},
     open::{is_live, names},
-    read::{open_any, pruned_marker, segment_numbers},
+    read::{exists, open_any, pruned_marker, segment_numbers},
     segment::{SegmentReader, Step},
 };
 
@@ -65,14 +65,29 @@ pub fn verify_with(
     trusted: Option<PublicKey>,
     progress: &mut dyn FnMut(Progress),
 ) -> Result<VerifyReport, RecordError> {
-    let mut report = VerifyReport::default();
-    match walk(dir, trusted, progress, &mut report) {
-        Ok(()) => {}
-        Err(RecordError::Damaged { file, offset, what }) => report.problem = Some(problem(&file, offset, what)),
-        Err(RecordError::Key(what)) => report.problem = Some(problem(PUBLIC, 0, what)),
-        Err(error) => return Err(error),
+    loop {
+        let before = begins(dir);
+        let mut report = VerifyReport::default();
+        match walk(dir, trusted, progress, &mut report) {
+            Ok(()) => {}
+            Err(RecordError::Damaged { file, offset, what }) => report.problem = Some(problem(&file, offset, what)),
+            Err(RecordError::Key(what)) => report.problem = Some(problem(PUBLIC, 0, what)),
+            Err(error) if !is_live(dir) => return Err(error),
+            Err(error) => report.problem = Some(problem(".", 0, &error.to_string())),
+        }
+        // A daemon that pruned its log meanwhile took segments away from under us: look again at what is left. The
+        // start only moves on, so this ends.
+        if report.problem.is_none() || begins(dir) == before {
+            return Ok(report);
+        }
     }
-    Ok(report)
+}
+
+/// Where a log begins: the marker of retention and the first segment, as far as they can be read.
+fn begins(dir: &Path) -> (Option<u64>, Option<u64>) {
+    let marker = PublicKey::read(dir).and_then(|key| pruned_marker(dir, key)).ok().flatten();
+    let first = segment_numbers(dir).ok().and_then(|numbers| numbers.first().copied());
+    (marker.map(|p| p.through), first)
 }
 
 fn problem(file: &str, offset: u64, what: &str) -> Problem {
@@ -141,7 +156,7 @@ fn walk(
         }
         head_seen |= records(&mut reader, &head, report)?;
         // Looked at after its records were read: if there is a next one, this one has no writer.
-        let more = Kind::Sealed.path(dir, number + 1).exists() || Kind::Tail.path(dir, number + 1).exists();
+        let more = exists(dir, number + 1);
         ending(dir, &mut reader, more, &head, report, &mut head_seen)?;
         report.segments += 1;
         if let Some(p) = pruned.filter(|p| p.through == number)
@@ -162,7 +177,7 @@ fn walk(
         let (file, offset) = if head.segment > number { (head.segment, 0) } else { (number, end) };
         return damaged(&tail_name(file), offset, "events that were on disk are missing from the end");
     }
-    if let Some(beyond) = segment_numbers(dir)?.into_iter().find(|n| *n > number + 1) {
+    if let Some(beyond) = segment_numbers(dir)?.into_iter().find(|n| *n > number && !exists(dir, *n - 1)) {
         return damaged(&sealed_name(beyond - 1), 0, "the segment is missing");
     }
     // A plain form beside its sealed one is a leftover only if it begins as that did.
@@ -171,7 +186,12 @@ fn walk(
             && Kind::Sealed.path(dir, n).exists()
             && dir.join(&name).exists()
         {
-            let tail = SegmentReader::open(dir, n, Kind::Tail, key)?;
+            let tail = match SegmentReader::open(dir, n, Kind::Tail, key) {
+                Ok(tail) => tail,
+                // Removed meanwhile, as it should be.
+                Err(RecordError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => continue,
+                Err(error) => return Err(error),
+            };
             if tail.header != open_any(dir, n, key)?.header {
                 return damaged(&name, 0, "it is not the segment that was sealed");
             }
@@ -271,7 +291,7 @@ fn heads(dir: &Path, key: PublicKey) -> Result<Head, RecordError> {
     for attempt in 0.. {
         let bytes = match fs::read(&path) {
             Ok(bytes) => bytes,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 return damaged(HEAD_FILE, 0, "it is missing");
             }
             Err(error) => return Err(io_error("read", &path)(error)),
