@@ -2,6 +2,7 @@
 
 mod build;
 mod build_ebpf;
+mod demo;
 #[cfg(test)]
 mod layers;
 mod setup;
@@ -25,6 +26,8 @@ enum Command {
     BuildEbpf,
     /// Build the binary with its BPF programs inside
     Build(build::Arguments),
+    /// Set up, build, and show the main job step by step
+    Demo(demo::Arguments),
     /// Set up, build and run the tests
     Test(test::Arguments),
 }
@@ -34,6 +37,7 @@ fn main() -> anyhow::Result<()> {
         Command::Setup(arguments) => setup::run(&arguments),
         Command::BuildEbpf => build_ebpf::run().map(|_| ()),
         Command::Build(arguments) => build::run(&arguments).map(|_| ()),
+        Command::Demo(arguments) => demo::run(&arguments),
         Command::Test(arguments) => test::run(&arguments),
     }
 }

@@ -1,0 +1,149 @@
+//! The demo: the main job, end to end, on a private PostgreSQL. Every step asserts.
+
+use std::{
+    fs,
+    process::{Command, Stdio},
+    thread,
+    time::Duration,
+};
+
+use anyhow::{Context, Result, ensure};
+use portcullis_tests::{Daemon, PASSWORD, Postgres, SHOP_POLICY};
+
+fn main() -> Result<()> {
+    let keep = std::env::args().any(|a| a == "--keep");
+    say("A private PostgreSQL 15 (SCRAM, TLS, a seeded shop) and a daemon are starting.");
+    let server = Postgres::start()?;
+    let daemon = Daemon::start(&server, SHOP_POLICY)?;
+    let url = format!("host=127.0.0.1 port={} dbname=shop user=agent", server.port);
+    let psql = |arguments: &[&str]| -> Result<(bool, String)> {
+        let mut command = daemon.governed("psql", &["-X", &url])?;
+        let output = command.args(arguments).output()?;
+        let text = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        println!("{text}");
+        Ok((output.status.success(), text))
+    };
+
+    say("1. The agent reads customers. It gave no password; look at email, ssn and card: masked.");
+    let (ok, text) = psql(&["-c", "SELECT id, name, email, ssn, card FROM customers ORDER BY id LIMIT 3"])?;
+    ensure!(ok && text.contains("Customer 1"), "the read failed");
+    ensure!(!text.contains("customer1@") && !text.contains("12-3456") && !text.contains("4111111111111111"), "leak");
+
+    say("2. The agent changes a price. The rule holds it: psql waits on its open connection.");
+    let sql = "UPDATE products SET price = 9.99 WHERE id = 1";
+    let mut waiting = daemon.governed("psql", &["-X", &url, "-c", sql])?;
+    let waiting = waiting.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
+    let hold = daemon.held()?;
+    println!("{}", daemon.ok(&["held"])?);
+    ensure!(server.sql("shop", "SELECT price FROM products WHERE id = 1")? == "1.50", "it did not wait");
+    say("   root, who is not the agent, approves it.");
+    let id = hold["id"].as_str().context("a hold has an id")?;
+    println!("{}", daemon.ok(&["approve", id, "--reason", "agreed with sales"])?);
+    let output = waiting.wait_with_output()?;
+    print!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    ensure!(output.status.success(), "the approved UPDATE failed");
+    ensure!(server.sql("shop", "SELECT price FROM products WHERE id = 1")? == "9.99", "the row did not change");
+
+    say("3. The agent drops a table: refused, with the rule's name, and the session goes on.");
+    let (_, text) = psql(&["-c", "DROP TABLE orders", "-c", "SELECT count(*) FROM orders"])?;
+    ensure!(text.contains("no drops") && text.contains("5000"), "the refusal was not as it should be");
+
+    say("4. The agent tries a road of its own: a socket to a port that no policy names, and UDP.");
+    let direct = "import socket,sys\n\
+        for kind, name in ((socket.SOCK_STREAM, 'tcp'), (socket.SOCK_DGRAM, 'udp')):\n\
+        \x20   try:\n\
+        \x20       s = socket.socket(socket.AF_INET, kind); s.connect(('127.0.0.1', int(sys.argv[1])))\n\
+        \x20       s.send(b'x'); s.settimeout(3); print(name, 'REACHED' if s.recv(10) else 'closed')\n\
+        \x20   except OSError as e: print(name, 'failed:', e)";
+    let listener = std::net::TcpListener::bind("127.0.0.1:0")?;
+    let port = listener.local_addr()?.port();
+    thread::spawn(move || {
+        for stream in listener.incoming().flatten() {
+            let _ = std::io::Write::write_all(&mut &stream, b"hello");
+        }
+    });
+    let output = daemon.governed("/usr/bin/python3", &["-c", direct, &port.to_string()])?.output()?;
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    println!("{text}{}", String::from_utf8_lossy(&output.stderr));
+    ensure!(text.contains("tcp") && text.contains("udp") && !text.contains("REACHED"), "a road was open");
+
+    say("5. Nothing of the agent holds the password: environment, command line, memory.");
+    let hunt = "SELECT pg_catalog.count(*) FROM orders";
+    let mut idle = daemon.governed("psql", &["-X", &url, "-c", hunt, "-f", "/dev/stdin"])?;
+    let mut idle = idle.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
+    thread::sleep(Duration::from_secs(1));
+    let searched = search(idle.id())?;
+    println!("searched {searched} bytes of process {}: not found\n", idle.id());
+    drop(idle.stdin.take());
+    idle.wait()?;
+    for file in walk(&daemon.path("state"))?.into_iter().chain([daemon.path("log")]) {
+        ensure!(!contains(&fs::read(&file)?, PASSWORD.as_bytes()), "{} has the password", file.display());
+    }
+
+    say("6. The record: every session, and one of them replayed.");
+    println!("{}", daemon.ok(&["sessions"])?);
+    let session = hold["session"].as_str().context("a hold has a session")?;
+    let replay = daemon.ok(&["replay", session])?;
+    println!("{replay}");
+    ensure!(replay.contains("UPDATE products") && replay.contains("agreed with sales"), "the replay lacks the change");
+    println!("{}", daemon.ok(&["audit", "verify"])?);
+
+    say("Done: every step was as it should be.");
+    if keep {
+        println!("Left running. Try, in another terminal (Ctrl-C here ends it):\n");
+        let config = daemon.path("portcullis.toml");
+        let bin = std::env::var("PORTCULLIS_BIN").unwrap_or_default();
+        println!("  {bin} --config {} run --workload bot --user nobody -- psql '{url}'", config.display());
+        println!("  {bin} --config {} held --watch", config.display());
+        println!("  {bin} --config {} follow", config.display());
+        Command::new("sleep").arg("infinity").status()?;
+    }
+    Ok(())
+}
+
+fn say(text: &str) {
+    println!("\x1b[1m{text}\x1b[0m\n");
+}
+
+fn contains(haystack: &[u8], needle: &[u8]) -> bool {
+    haystack.windows(needle.len()).any(|w| w == needle)
+}
+
+/// Looks for the password in everything that the process has; returns how many bytes that was.
+fn search(pid: u32) -> Result<u64> {
+    use std::os::unix::fs::FileExt;
+    let mut total = 0;
+    for name in ["environ", "cmdline"] {
+        let data = fs::read(format!("/proc/{pid}/{name}"))?;
+        total += data.len() as u64;
+        ensure!(!contains(&data, PASSWORD.as_bytes()), "the password is in /proc/{pid}/{name}");
+    }
+    let memory = fs::File::open(format!("/proc/{pid}/mem"))?;
+    for line in fs::read_to_string(format!("/proc/{pid}/maps"))?.lines() {
+        let Some((range, rest)) = line.split_once(' ') else { continue };
+        let Some((from, to)) = range.split_once('-') else { continue };
+        if !rest.starts_with('r') || line.contains("[vvar") || line.contains("[vsyscall") {
+            continue;
+        }
+        let (from, to) = (u64::from_str_radix(from, 16)?, u64::from_str_radix(to, 16)?);
+        let mut data = vec![0; usize::try_from(to - from)?];
+        let n = memory.read_at(&mut data, from).unwrap_or(0);
+        total += n as u64;
+        ensure!(!contains(&data[..n], PASSWORD.as_bytes()), "the password is in the memory of {pid}: {line}");
+    }
+    ensure!(total > 1_000_000, "only {total} bytes could be read");
+    Ok(total)
+}
+
+fn walk(dir: &std::path::Path) -> Result<Vec<std::path::PathBuf>> {
+    let mut files = Vec::new();
+    for entry in fs::read_dir(dir)? {
+        let path = entry?.path();
+        if path.is_dir() {
+            files.extend(walk(&path)?);
+        } else if path.is_file() {
+            files.push(path);
+        }
+    }
+    Ok(files)
+}

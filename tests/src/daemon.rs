@@ -1,0 +1,192 @@
+//! A whole daemon, as root, in folders and cgroups of its own.
+
+use std::{
+    fs,
+    os::unix::fs::PermissionsExt,
+    path::{Path, PathBuf},
+    process::{Child, Command, Output, Stdio},
+    sync::atomic::{AtomicU32, Ordering},
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, bail, ensure};
+
+use crate::{PASSWORD, Postgres};
+
+static COUNT: AtomicU32 = AtomicU32::new(0);
+
+/// A running daemon. Dropping it stops it and takes its pins and cgroups away.
+#[derive(Debug)]
+pub struct Daemon {
+    child: Option<Child>,
+    dir: tempfile::TempDir,
+    slice: String,
+}
+
+/// Where the binary under test is: `$PORTCULLIS_BIN`.
+pub fn binary() -> Result<PathBuf> {
+    let path = std::env::var_os("PORTCULLIS_BIN").context("PORTCULLIS_BIN is not set: run `cargo xtask test`")?;
+    Ok(path.into())
+}
+
+impl Daemon {
+    /// Starts one whose only policy is `policy`. `{slice}`, `{port}`, `{ca}` and `{password}` in it are replaced.
+    pub fn start(server: &Postgres, policy: &str) -> Result<Self> {
+        let dir = tempfile::Builder::new().prefix("portcullis-d-").tempdir()?;
+        fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755))?;
+        let slice = format!("portcullis-t{}-{}.slice", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
+        let at = |name: &str| dir.path().join(name).display().to_string();
+        fs::create_dir(at("policies"))?;
+        let credential = at("credential");
+        fs::write(&credential, format!("{PASSWORD}\n"))?;
+        fs::set_permissions(&credential, fs::Permissions::from_mode(0o600))?;
+        let policy = policy
+            .replace("{slice}", &slice)
+            .replace("{port}", &server.port.to_string())
+            .replace("{ca}", &server.ca().display().to_string())
+            .replace("{password}", &credential);
+        fs::write(at("policies/bot.toml"), policy)?;
+        let settings = format!(
+            "policy_dir = {:?}\nstate_dir = {:?}\nruntime_dir = {:?}\nreviewers = [\"user:root\"]\n\
+             [listen]\nv4 = \"127.0.0.1:0\"\n[kernel]\ndaemon_cgroup = {:?}\n",
+            at("policies"),
+            at("state"),
+            at("run"),
+            format!("{slice}-daemon"),
+        );
+        fs::write(at("portcullis.toml"), settings)?;
+        let mut daemon = Self { child: None, dir, slice };
+        daemon.launch()?;
+        Ok(daemon)
+    }
+
+    /// Starts the process, and waits until it answers.
+    pub fn launch(&mut self) -> Result<()> {
+        let log = fs::OpenOptions::new().create(true).append(true).open(self.path("log"))?;
+        let mut command = Command::new(binary()?);
+        command.arg("daemon").arg("--config").arg(self.path("portcullis.toml")).stdin(Stdio::null());
+        self.child = Some(command.stdout(log.try_clone()?).stderr(log).spawn()?);
+        let deadline = Instant::now() + Duration::from_secs(30);
+        while !self.cli(&["status"])?.status.success() {
+            if let Some(status) = self.child.as_mut().context("not started")?.try_wait()? {
+                bail!("the daemon ended with {status}: {}", self.log());
+            }
+            ensure!(Instant::now() < deadline, "the daemon does not answer: {}", self.log());
+            thread::sleep(Duration::from_millis(50));
+        }
+        Ok(())
+    }
+
+    /// Kills it with SIGKILL.
+    pub fn kill(&mut self) -> Result<()> {
+        let mut child = self.child.take().context("not running")?;
+        child.kill()?;
+        child.wait()?;
+        Ok(())
+    }
+
+    /// Its process id.
+    pub fn pid(&self) -> u32 {
+        self.child.as_ref().map_or(0, Child::id)
+    }
+
+    /// A path in its folder.
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    /// What it logged.
+    pub fn log(&self) -> String {
+        fs::read_to_string(self.path("log")).unwrap_or_default()
+    }
+
+    /// A command of its CLI.
+    pub fn command(&self, arguments: &[&str]) -> Result<Command> {
+        let mut command = Command::new(binary()?);
+        command.arg("--config").arg(self.path("portcullis.toml")).args(arguments);
+        command.stdin(Stdio::null()).env_remove("PGPASSWORD");
+        Ok(command)
+    }
+
+    /// Runs a command of its CLI.
+    pub fn cli(&self, arguments: &[&str]) -> Result<Output> {
+        Ok(self.command(arguments)?.output()?)
+    }
+
+    /// The same; its output, which must be a success.
+    pub fn ok(&self, arguments: &[&str]) -> Result<String> {
+        let output = self.cli(arguments)?;
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        ensure!(output.status.success(), "{arguments:?}: {text}{}", String::from_utf8_lossy(&output.stderr));
+        Ok(text)
+    }
+
+    /// A command that runs as `nobody` in a session of the workload `bot`.
+    pub fn governed(&self, program: &str, arguments: &[&str]) -> Result<Command> {
+        let run = ["run", "--workload", "bot", "--user", "nobody", "--intent", "end-to-end test", "--", program];
+        let mut command = self.command(&run)?;
+        command.args(arguments).current_dir("/");
+        Ok(command)
+    }
+
+    /// The id of the command that waits; waits for one.
+    pub fn held(&self) -> Result<serde_json::Value> {
+        let deadline = Instant::now() + Duration::from_secs(20);
+        loop {
+            for line in self.ok(&["held", "--json"])?.lines() {
+                let hold: serde_json::Value = serde_json::from_str(line)?;
+                if hold["state"] == "requested" {
+                    return Ok(hold);
+                }
+            }
+            ensure!(Instant::now() < deadline, "nothing is held: {}", self.log());
+            thread::sleep(Duration::from_millis(50));
+        }
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            let _ = Command::new("kill").arg("-TERM").arg(child.id().to_string()).status();
+            for _ in 0..200 {
+                if !matches!(child.try_wait(), Ok(None)) {
+                    break;
+                }
+                thread::sleep(Duration::from_millis(50));
+            }
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+        for mount in fs::read_to_string("/proc/self/mountinfo").unwrap_or_default().lines() {
+            let Some(at) = mount.split(' ').nth(4) else { continue };
+            if Path::new(at).starts_with(self.dir.path()) {
+                let _ = Command::new("umount").arg("-l").arg(at).status();
+            }
+        }
+        for root in ["/sys/fs/cgroup/unified", "/sys/fs/cgroup"] {
+            for name in [self.slice.clone(), format!("{}-daemon", self.slice)] {
+                remove_cgroup(&Path::new(root).join(name));
+            }
+        }
+    }
+}
+
+fn remove_cgroup(dir: &Path) {
+    if !dir.join("cgroup.procs").exists() {
+        return;
+    }
+    let _ = fs::write(dir.join("cgroup.kill"), "1");
+    for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
+        if entry.path().is_dir() {
+            remove_cgroup(&entry.path());
+        }
+    }
+    for _ in 0..50 {
+        if fs::remove_dir(dir).is_ok() {
+            return;
+        }
+        thread::sleep(Duration::from_millis(20));
+    }
+}
