@@ -1,3 +1,7 @@
-//! The `portcullis` binary.
+//! The one program: daemon, launcher and command line.
 
-fn main() {}
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    portcullis::app::cli::main(std::env::args_os())
+}

@@ -3,10 +3,7 @@
 //! On a pure v2 host it is `/sys/fs/cgroup`, on a hybrid one usually `/sys/fs/cgroup/unified`, and in containers
 //! anything: so it is looked up in `/proc/self/mountinfo` (see proc_pid_mountinfo(5)).
 
-use std::{
-    io,
-    path::{Path, PathBuf},
-};
+use std::{io, path::PathBuf};
 
 /// Why there is no cgroup2 tree.
 #[derive(Debug, thiserror::Error, miette::Diagnostic)]
@@ -76,23 +73,9 @@ pub fn is_within(path: &str, parent: &str) -> bool {
     path.strip_prefix(parent).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
 }
 
-/// The stable parent of a workload's pattern: the segments before the first that has a glob in it.
-/// `portcullis.slice/bot/*` gives `portcullis.slice/bot`. `None` where that is the root itself, which
-/// must never be governed.
-pub fn stable_parent(pattern: &str) -> Option<PathBuf> {
-    let pattern = pattern.trim_matches('/');
-    let is_glob = |segment: &&str| segment.contains(['*', '?', '[', '{']);
-    let segments: Vec<&str> = pattern.split('/').collect();
-    if segments.iter().any(|s| s.is_empty() || *s == "." || *s == "..") {
-        return None;
-    }
-    let stable: PathBuf = segments.iter().take_while(|s| !is_glob(s)).collect();
-    (!stable.as_os_str().is_empty()).then_some(stable)
-}
-
-/// `path` below `root`, as `/proc/PID/cgroup` would print it.
-pub fn relative(root: &Path, path: &Path) -> Option<String> {
-    Some(format!("/{}", path.strip_prefix(root).ok()?.display()))
+/// Whether a path below the cgroup root may be governed: not the root itself, and nothing that leads out.
+pub fn may_be_governed(relative: &str) -> bool {
+    !relative.is_empty() && relative.split('/').all(|segment| !matches!(segment, "" | "." | ".."))
 }
 
 /// Undoes mountinfo's octal escapes of space, tab, newline and backslash.

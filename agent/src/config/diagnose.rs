@@ -30,7 +30,7 @@ pub(super) fn check(settings: &Settings) -> Result<(), (&'static str, String)> {
         return Err(("runtime_dir", "`runtime_dir` is readable for all and must not be `state_dir`".into()));
     }
     if settings.kernel.heartbeat > std::time::Duration::from_secs(1) {
-        return Err(("kernel.heartbeat", "`kernel.heartbeat` must be at most 1s: the kernel gives up after 3s".into()));
+        return Err(("kernel.heartbeat", "`kernel.heartbeat` must be at most 1s: the kernel gives up after 2s".into()));
     }
     for (key, value, least) in [
         ("limits.connections", settings.limits.connections, 1),

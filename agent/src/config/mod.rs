@@ -124,7 +124,8 @@ impl Default for Listen {
 pub struct KernelSection {
     /// Mount of the cgroup2 tree; found in `/proc/self/mountinfo` where absent.
     pub cgroup_root: Option<PathBuf>,
-    /// Folder in a bpffs for pinned programs, links and maps; `bpf` in the state folder's sibling mount where absent.
+    /// Folder in a bpffs for pinned programs, links and maps, one for each daemon. Where absent: below `/sys/fs/bpf` if
+    /// that is a bpffs, else `bpf` in the runtime folder, where one is mounted.
     pub pin_dir: Option<PathBuf>,
     /// Cgroup that the daemon moves to when it was started in the root cgroup (no service manager), relative to
     /// `cgroup_root`.

@@ -174,3 +174,100 @@ pub enum Code {
     /// It could not be done.
     Failed,
 }
+
+/// A session in a listing.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct SessionRow {
+    /// Its id.
+    pub session: String,
+    /// Workload name.
+    pub workload: String,
+    /// `live`, or why it ended.
+    pub state: String,
+    /// RFC 3339.
+    pub started_at: String,
+    /// When its rights end or ended, RFC 3339; `None` if only with its last process.
+    pub ends_at: Option<String>,
+    /// Why it runs.
+    pub intent: Option<String>,
+    /// Who started it.
+    pub operator: String,
+    /// What was run.
+    pub command: Vec<String>,
+    /// Commands decided.
+    pub commands: u64,
+    /// Of them, refused.
+    pub refused: u64,
+    /// Of them, held.
+    pub held: u64,
+}
+
+/// How the daemon is.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct StatusView {
+    /// Of the program.
+    pub version: String,
+    /// Process id.
+    pub pid: u32,
+    /// Seconds since it was ready.
+    pub uptime_seconds: u64,
+    /// Where redirected connections arrive.
+    pub listen: Vec<String>,
+    /// Policies in force.
+    pub policy: PolicyStatus,
+    /// Cgroups whose processes are governed.
+    pub governed: Vec<String>,
+    /// Live sessions.
+    pub sessions: usize,
+    /// Live connections.
+    pub connections: usize,
+    /// Commands that wait.
+    pub holds: usize,
+    /// Sequence number of the record's last event.
+    pub recorded: u64,
+    /// What is not as it should be. Empty is good.
+    pub problems: Vec<String>,
+}
+
+/// The policies in force.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct PolicyStatus {
+    /// Hash over all of them.
+    pub hash: String,
+    /// Workload names.
+    pub workloads: Vec<String>,
+    /// When they were loaded, RFC 3339.
+    pub loaded_at: String,
+    /// Why a newer set was refused, if it was.
+    pub refused: Option<String>,
+}
+
+/// What an approval led to.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Decided {
+    /// The hold's id.
+    pub id: String,
+    /// `granted`, `approved` (another reviewer must), `retry` or `denied`.
+    pub outcome: String,
+    /// A sentence for the reviewer.
+    pub message: String,
+    /// The grant that was opened.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub grant: Option<String>,
+}
+
+/// The record's state.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Verified {
+    /// Whether every byte is as it was written.
+    pub intact: bool,
+    /// Events that were checked.
+    pub events: u64,
+    /// Segments that were checked.
+    pub segments: u64,
+    /// The key that signed the record, hex.
+    pub public_key: String,
+    /// The first thing that is wrong.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub problem: Option<String>,
+}

@@ -1,0 +1,433 @@
+//! The daemon: everything is opened in the order in which it is needed, and nothing is served before all of it is.
+//!
+//! If anything fails at start, nothing runs: what the last daemon pinned in the kernel stays and refuses. After that,
+//! failures narrow what is served and never widen it.
+
+use std::{
+    fmt,
+    io::{self, IsTerminal},
+    net::SocketAddr,
+    os::unix::fs::{DirBuilderExt, PermissionsExt},
+    path::Path,
+    sync::{Arc, Mutex, atomic::AtomicU64},
+    time::{Duration, Instant},
+};
+
+use arc_swap::ArcSwap;
+use miette::{IntoDiagnostic, WrapErr, miette};
+use sd_notify::NotifyState;
+use tokio::{
+    net::{TcpListener, TcpSocket},
+    signal::unix::{SignalKind, signal},
+};
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    accept,
+    desk::ControlDesk,
+    governor::{GovernedFence, Governor, current},
+    harden, journal,
+    lifecycle::{self, Lifecycle},
+    policies::{self, Policies},
+};
+use crate::{
+    bpf::{Kernel, KernelSettings},
+    config::{LogFormat, Settings, cgroup},
+    control::{peer::Fence, server::Server},
+    hold::{HoldSettings, HoldStore},
+    identity::Sessions,
+    net::{self, Net, RuntimeCa},
+    record::{Event, RecordSettings, Recorder},
+    secrets::Secrets,
+    session::House,
+};
+
+/// Connections that the kernel keeps while we are busy.
+const BACKLOG: u32 = 1024;
+/// How long the runtime CA is valid. A new one is made at each start.
+const CA_VALIDITY: Duration = Duration::from_secs(365 * 24 * 3600);
+/// Time between checks that the kernel's links still stand.
+const VERIFY_EVERY: Duration = Duration::from_secs(10);
+
+/// Runs until SIGTERM or SIGINT.
+pub(super) fn run(settings: Settings) -> miette::Result<()> {
+    if !nix::unistd::geteuid().is_root() {
+        return Err(miette!(help = "run it with sudo, or start the service", "the daemon must be started by root"));
+    }
+    logging(&settings)?;
+    for lack in harden::process() {
+        tracing::warn!("{lack}");
+    }
+    // Invalid policies are told before anything is touched.
+    let policies = policies::load(&settings.policy_dir).map_err(|rendered| {
+        miette!(
+            help = "`portcullis policy check` checks them without a daemon",
+            "the policies are not valid:\n{rendered}"
+        )
+    })?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().thread_name("portcullis").build();
+    runtime.into_diagnostic()?.block_on(serve(Arc::new(settings), policies))
+}
+
+async fn serve(settings: Arc<Settings>, policies: crate::policy::PolicySet) -> miette::Result<()> {
+    folder(&settings.state_dir, 0o700)?;
+    folder(&settings.runtime_dir, 0o755)?;
+    let control = Server::bind(&settings.control_socket(), &settings.control.group, settings.control.max_request)?;
+
+    let recorder = Recorder::open(&record_settings(&settings)).into_diagnostic().wrap_err_with(|| {
+        format!("the record in {} cannot be opened; nothing runs that is not recorded", settings.record_dir().display())
+    })?;
+    let (sessions, restored) = Sessions::open(settings.sessions_dir()).into_diagnostic()?;
+    for (path, why) in &restored.unreadable {
+        tracing::error!(path = %path.display(), why, "a session file cannot be read; it gives no rights");
+    }
+    let hold_settings = HoldSettings { reviewers: settings.reviewers.clone(), ..HoldSettings::default() };
+    let journal = Arc::new(journal::HoldJournal { recorder: recorder.clone(), sessions: sessions.clone() });
+    let holds = HoldStore::with_journal(hold_settings, journal);
+
+    let ca = Arc::new(RuntimeCa::new(CA_VALIDITY).into_diagnostic()?);
+    ca.write_certificate(&settings.ca_file()).into_diagnostic()?;
+    bundle(&settings, &ca.certificate_pem())?;
+
+    let (own, root) = own_cgroup(&settings)?;
+    let mut listeners = vec![listen(settings.listen.v4.into())?];
+    if let Some(v6) = settings.listen.v6 {
+        listeners.push(listen(v6.into())?);
+    }
+    let addresses: Vec<SocketAddr> =
+        listeners.iter().map(TcpListener::local_addr).collect::<io::Result<_>>().into_diagnostic()?;
+    let kernel = Arc::new(open_kernel(&settings, &root, &own, &addresses)?);
+    let governor = Arc::new(Governor::new(root, own, kernel.clone()));
+
+    let house = Arc::new(House {
+        policies: ArcSwap::from_pointee(policies),
+        recorder,
+        holds,
+        sessions,
+        secrets: Arc::new(Secrets::new(std::env::var_os("CREDENTIALS_DIRECTORY").map(Into::into))),
+        network: Arc::new(Net::new(ca)),
+        live: Default::default(),
+        limits: Default::default(),
+        mask_key: mask_key()?,
+        protocols: crate::protocol::all(),
+        connections: AtomicU64::new(0),
+        compiled: Mutex::default(),
+    });
+    kernel.heartbeat().into_diagnostic()?;
+    governor.govern(&house.policies.load())?;
+    let lifecycle = Arc::new(Lifecycle::new(house.clone(), governor.clone(), settings.clone()));
+    lifecycle.adopt(&restored.adopted, &restored.lost);
+    let policies = Arc::new(Policies::new(settings.policy_dir.clone(), house.clone(), governor.clone()));
+
+    let stop_accepting = CancellationToken::new();
+    let stop = CancellationToken::new();
+    let problems = Arc::new(Mutex::new(Vec::<String>::new()));
+    spawn_upkeep(&house, &lifecycle, &kernel, &settings, &problems, &stop);
+    tokio::spawn(watch_policies(policies.clone()));
+
+    let listen: Vec<String> = addresses.iter().map(SocketAddr::to_string).collect();
+    let desk = Arc::new(ControlDesk {
+        house: house.clone(),
+        lifecycle: lifecycle.clone(),
+        policies: policies.clone(),
+        governor: governor.clone(),
+        settings: settings.clone(),
+        listen: listen.clone(),
+        problems: {
+            let problems = problems.clone();
+            Arc::new(move || problems.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone())
+        },
+        ready_at: Instant::now(),
+        last_barred: Mutex::default(),
+    });
+    let fence: Arc<dyn Fence> = {
+        let house = house.clone();
+        Arc::new(GovernedFence::new(governor.clone(), move || current(&house.policies)))
+    };
+    let control = tokio::spawn(control.run(desk, fence, stop.clone()));
+
+    let failed = CancellationToken::new();
+    for listener in listeners {
+        let (house, kernel, stop, failed) = (house.clone(), kernel.clone(), stop_accepting.clone(), failed.clone());
+        let limit = settings.limits.connections;
+        tokio::spawn(async move {
+            let take = |stream, _, place| accept::arrival(&house, &kernel, stream, place);
+            if let Err(error) = net::listener::serve(listener, limit, stop, take).await {
+                tracing::error!(%error, "the listener failed");
+                failed.cancel();
+            }
+        });
+    }
+
+    let hash = house.policies.load().hash().to_owned();
+    house.recorder.append(Event::daemon(format!("started, policies {hash}"))).into_diagnostic()?;
+    tracing::info!(listen = ?listen, socket = %settings.control_socket().display(), policies = hash, "ready");
+    tell(&[NotifyState::Ready, NotifyState::Status("serving")]);
+    let why = signals(&policies, &failed).await?;
+
+    tracing::info!(why, "stopping: no new connections, live ones may finish");
+    tell(&[NotifyState::Stopping]);
+    stop_accepting.cancel();
+    house.live.drain(settings.limits.drain).await;
+    if let Err(error) = kernel.stop() {
+        tracing::warn!(%error, "the kernel side was not told; it refuses when heartbeats stay away");
+    }
+    stop.cancel();
+    let _ = control.await;
+    house.recorder.append(Event::daemon(format!("stopped: {why}"))).into_diagnostic()?;
+    let recorder = house.recorder.clone();
+    tokio::task::spawn_blocking(move || recorder.close()).await.into_diagnostic()?.into_diagnostic()?;
+    if failed.is_cancelled() { Err(miette!("the listener failed")) } else { Ok(()) }
+}
+
+/// Waits for the end, reloading on SIGHUP meanwhile.
+async fn signals(policies: &Arc<Policies>, failed: &CancellationToken) -> miette::Result<&'static str> {
+    let mut terminate = signal(SignalKind::terminate()).into_diagnostic()?;
+    let mut interrupt = signal(SignalKind::interrupt()).into_diagnostic()?;
+    let mut hangup = signal(SignalKind::hangup()).into_diagnostic()?;
+    loop {
+        tokio::select! {
+            biased;
+            _ = terminate.recv() => return Ok("SIGTERM"),
+            _ = interrupt.recv() => return Ok("SIGINT"),
+            () = failed.cancelled() => return Ok("the listener failed"),
+            _ = hangup.recv() => {
+                if let Ok(now) = NotifyState::monotonic_usec_now() {
+                    tell(&[NotifyState::Reloading, now]);
+                }
+                // Reported by reload itself.
+                let _ = policies.reload("SIGHUP").await;
+                tell(&[NotifyState::Ready]);
+            }
+        }
+    }
+}
+
+/// Everything that happens by the clock. All of it runs on the main runtime: if that hangs, heartbeats stop, and the
+/// kernel refuses.
+fn spawn_upkeep(
+    house: &Arc<House>,
+    lifecycle: &Arc<Lifecycle>,
+    kernel: &Arc<Kernel>,
+    settings: &Settings,
+    problems: &Arc<Mutex<Vec<String>>>,
+    stop: &CancellationToken,
+) {
+    let beat = {
+        let kernel = kernel.clone();
+        let mut tick = tokio::time::interval(settings.kernel.heartbeat);
+        async move {
+            loop {
+                tick.tick().await;
+                if let Err(error) = kernel.heartbeat() {
+                    tracing::error!(%error, "heartbeat failed: the kernel will refuse connections");
+                }
+            }
+        }
+    };
+    let watchdog = async {
+        let Some(limit) = sd_notify::watchdog_enabled() else { return };
+        let mut tick = tokio::time::interval(limit / 2);
+        loop {
+            tick.tick().await;
+            tell(&[NotifyState::Watchdog]);
+        }
+    };
+    let expire = {
+        let (house, lifecycle) = (house.clone(), lifecycle.clone());
+        async move {
+            loop {
+                let session = house.sessions.next_expired().await;
+                lifecycle.ended(&session, crate::identity::EndReason::Expired);
+            }
+        }
+    };
+    let timer = {
+        let house = house.clone();
+        async move { house.holds.run_timer().await }
+    };
+    let sweep = {
+        let lifecycle = lifecycle.clone();
+        async move {
+            loop {
+                tokio::time::sleep(lifecycle::SWEEP).await;
+                let lifecycle = lifecycle.clone();
+                let _ = tokio::task::spawn_blocking(move || lifecycle.sweep()).await;
+            }
+        }
+    };
+    let verify = {
+        let (kernel, problems) = (kernel.clone(), problems.clone());
+        async move {
+            loop {
+                let kernel = kernel.clone();
+                let found = tokio::task::spawn_blocking(move || kernel.verify()).await.unwrap_or_default();
+                let found: Vec<String> = found.iter().map(ToString::to_string).collect();
+                for problem in &found {
+                    tracing::error!("enforcement: {problem}");
+                }
+                *problems.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = found;
+                tokio::time::sleep(VERIFY_EVERY).await;
+            }
+        }
+    };
+    spawn_until(stop, beat);
+    spawn_until(stop, watchdog);
+    spawn_until(stop, expire);
+    spawn_until(stop, timer);
+    spawn_until(stop, sweep);
+    spawn_until(stop, verify);
+}
+
+fn spawn_until(stop: &CancellationToken, work: impl Future<Output = ()> + Send + 'static) {
+    let stop = stop.clone();
+    tokio::spawn(async move {
+        tokio::select! {
+            biased;
+            () = stop.cancelled() => {}
+            () = work => {}
+        }
+    });
+}
+
+async fn watch_policies(policies: Arc<Policies>) {
+    if let Err(error) = policies::watch(policies).await {
+        tracing::warn!(%error, "policy files are not watched; use SIGHUP or `portcullis reload` after a change");
+    }
+}
+
+fn open_kernel(settings: &Settings, root: &Path, own: &str, addresses: &[SocketAddr]) -> miette::Result<Kernel> {
+    let kernel_settings = KernelSettings {
+        pin_dir: settings.kernel.pin_dir.clone(),
+        runtime_dir: settings.runtime_dir.clone(),
+        cgroup_root: root.to_owned(),
+    };
+    let kernel = Kernel::open(&kernel_settings).into_diagnostic().wrap_err("the kernel side cannot be loaded")?;
+    let v4 = addresses.iter().find_map(|a| if let SocketAddr::V4(v4) = a { Some(*v4) } else { None });
+    let v6 = addresses.iter().find_map(|a| if let SocketAddr::V6(v6) = a { Some(*v6) } else { None });
+    let v4 = v4.ok_or_else(|| miette!("no IPv4 listener"))?;
+    let own = root.join(own.trim_start_matches('/'));
+    kernel.set_enforcer(v4, v6, &own).into_diagnostic().wrap_err("the kernel side did not take our listener")?;
+    Ok(kernel)
+}
+
+/// The daemon's cgroup, and the mount of the tree. A daemon in the root cgroup moves to one of its own: hooks on the
+/// root would see the whole host.
+fn own_cgroup(settings: &Settings) -> miette::Result<(String, std::path::PathBuf)> {
+    let root = match &settings.kernel.cgroup_root {
+        Some(root) => root.clone(),
+        None => cgroup::root()?,
+    };
+    let own = cgroup::of_process(std::process::id())?;
+    if own != "/" {
+        return Ok((own, root));
+    }
+    let path = root.join(&settings.kernel.daemon_cgroup);
+    std::fs::create_dir_all(&path)
+        .and_then(|()| std::fs::write(path.join("cgroup.procs"), std::process::id().to_string()))
+        .into_diagnostic()
+        .wrap_err_with(|| format!("the daemon cannot move to its own cgroup {}", path.display()))?;
+    Ok((cgroup::of_process(std::process::id())?, root))
+}
+
+fn listen(address: SocketAddr) -> miette::Result<TcpListener> {
+    let bound = (|| {
+        let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+        // A restart must not wait for old connections; another listener's port is still not taken: socket(7).
+        socket.set_reuseaddr(true)?;
+        socket.bind(address)?;
+        socket.listen(BACKLOG)
+    })();
+    bound.map_err(|error: io::Error| {
+        let help = match error.kind() {
+            io::ErrorKind::AddrInUse => "another process listens there; stop it, or set `listen` to another port",
+            io::ErrorKind::AddrNotAvailable => "on a host without IPv6, set `listen.v6 = \"off\"`",
+            _ => "set `listen` to another loopback address and port",
+        };
+        miette!(help = help, "cannot listen on {address}: {error}")
+    })
+}
+
+fn record_settings(settings: &Settings) -> RecordSettings {
+    let mut record = RecordSettings::new(settings.record_dir());
+    if let Some(bytes) = settings.record.segment_bytes {
+        record.segment_bytes = bytes;
+    }
+    record
+}
+
+/// The system's roots and the runtime CA in one file, put in place whole.
+fn bundle(settings: &Settings, ca: &str) -> miette::Result<()> {
+    let mut pem = String::new();
+    let found = rustls_native_certs::load_native_certs();
+    for error in &found.errors {
+        tracing::warn!(%error, "a system certificate cannot be read");
+    }
+    for certificate in &found.certs {
+        pem.push_str(&pem_block(certificate));
+    }
+    pem.push_str(ca);
+    let path = settings.bundle_file();
+    let temporary = path.with_extension("new");
+    std::fs::write(&temporary, pem)
+        .and_then(|()| std::fs::set_permissions(&temporary, std::fs::Permissions::from_mode(0o644)))
+        .and_then(|()| std::fs::rename(&temporary, &path))
+        .into_diagnostic()
+        .wrap_err_with(|| format!("cannot write {}", path.display()))
+}
+
+/// RFC 7468.
+fn pem_block(der: &[u8]) -> String {
+    let text = data_encoding::BASE64.encode(der);
+    let mut out = String::from("-----BEGIN CERTIFICATE-----\n");
+    for line in text.as_bytes().chunks(64) {
+        // Base64 is ASCII.
+        out.push_str(&String::from_utf8_lossy(line));
+        out.push('\n');
+    }
+    out.push_str("-----END CERTIFICATE-----\n");
+    out
+}
+
+fn folder(path: &Path, mode: u32) -> miette::Result<()> {
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(mode)
+        .create(path)
+        .and_then(|()| std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)))
+        .into_diagnostic()
+        .wrap_err_with(|| format!("cannot make folder {}", path.display()))
+}
+
+fn mask_key() -> miette::Result<[u8; 32]> {
+    let mut key = [0; 32];
+    aws_lc_rs::rand::fill(&mut key).map_err(|_| miette!("the system gave no random bytes"))?;
+    Ok(key)
+}
+
+fn logging(settings: &Settings) -> miette::Result<()> {
+    use tracing_subscriber::{EnvFilter, fmt as log};
+    let filter = EnvFilter::try_new(&settings.log.filter).map_err(|error| {
+        miette!(help = "write it as `info` or `portcullis=debug,info`", "`log.filter` is not a filter: {error}")
+    })?;
+    let builder = log().with_env_filter(filter).with_writer(io::stderr);
+    let set = match settings.log.format {
+        LogFormat::Text => builder.with_ansi(io::stderr().is_terminal()).try_init(),
+        LogFormat::Json => builder.json().try_init(),
+    };
+    set.map_err(|error: Box<dyn std::error::Error + Send + Sync>| miette!("logging cannot be set up: {error}"))
+}
+
+/// Tells the service manager, if there is one.
+fn tell(state: &[NotifyState<'_>]) {
+    if let Err(error) = sd_notify::notify(state) {
+        tracing::warn!(%error, "the service manager cannot be told");
+    }
+}
+
+/// For error messages of the wiring.
+impl fmt::Debug for Governor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Governor").finish_non_exhaustive()
+    }
+}

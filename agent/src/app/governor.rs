@@ -1,0 +1,178 @@
+//! Which cgroups are governed, and what the kernel is told about them.
+
+use std::{
+    collections::BTreeSet,
+    io,
+    path::{Path, PathBuf},
+    sync::{Arc, RwLock},
+};
+
+use arc_swap::ArcSwap;
+
+use crate::{config::cgroup, control::peer::Fence, policy::PolicySet};
+
+/// What the daemon asks of the kernel side. Implemented by `bpf::Kernel`; a trait so that the order of steps is tested
+/// without root.
+pub(super) trait Enforcement: Send + Sync {
+    /// Governs a stable parent and all below it. Idempotent.
+    fn govern(&self, cgroup: &Path) -> Result<(), Box<dyn std::error::Error + Send + Sync>>;
+    /// Lets a session's cgroup reach the enforcer.
+    fn allow_session(&self, cgroup_id: u64) -> Result<(), Box<dyn std::error::Error + Send + Sync>>;
+    /// Refuses it everything again.
+    fn forget_session(&self, cgroup_id: u64) -> Result<(), Box<dyn std::error::Error + Send + Sync>>;
+}
+
+impl Enforcement for crate::bpf::Kernel {
+    fn govern(&self, cgroup: &Path) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+        Ok(self.govern(cgroup)?)
+    }
+
+    fn allow_session(&self, cgroup_id: u64) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+        Ok(self.allow_session(cgroup_id)?)
+    }
+
+    fn forget_session(&self, cgroup_id: u64) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+        Ok(self.forget_session(cgroup_id)?)
+    }
+}
+
+/// Why a workload's cgroup cannot be governed.
+#[derive(Debug, thiserror::Error, miette::Diagnostic)]
+pub(super) enum GovernError {
+    /// The pattern has no stable parent.
+    #[error("workload `{workload}`: `{pattern}` names no cgroup that can be governed")]
+    #[diagnostic(help("begin it with a name of its own, such as `portcullis.slice/{workload}/*`"))]
+    Pattern {
+        /// Of which workload.
+        workload: String,
+        /// Its pattern.
+        pattern: String,
+    },
+    /// A cgroup that has a governed one below it, or the daemon itself.
+    #[error("cgroup `{}` cannot be governed: {what}", cgroup.display())]
+    #[diagnostic(help("give the workload a cgroup of its own, or stop its sessions and restart the daemon"))]
+    Conflict {
+        /// Which.
+        cgroup: PathBuf,
+        /// With what.
+        what: String,
+    },
+    /// The folder could not be made.
+    #[error("cannot make cgroup {}", path.display())]
+    #[diagnostic(help("the daemon must be root, with the cgroup2 tree mounted read-write"))]
+    Make {
+        /// Which.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+    /// The kernel side failed.
+    #[error("cgroup `{}` cannot be governed", cgroup.display())]
+    Kernel {
+        /// Which.
+        cgroup: PathBuf,
+        /// Why not.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+}
+
+/// Keeps account of the governed cgroups.
+pub(super) struct Governor {
+    root: PathBuf,
+    own: String,
+    kernel: Arc<dyn Enforcement>,
+    /// Relative to `root`. A cgroup that was governed stays so: its processes do not become free by a reload.
+    governed: RwLock<BTreeSet<PathBuf>>,
+}
+
+impl Governor {
+    /// `root`: mount of the cgroup2 tree; `own`: the daemon's cgroup as `/a/b`.
+    pub(super) fn new(root: PathBuf, own: String, kernel: Arc<dyn Enforcement>) -> Self {
+        Self { root, own, kernel, governed: RwLock::default() }
+    }
+
+    /// Mount of the cgroup2 tree.
+    pub(super) fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// The kernel side.
+    pub(super) fn kernel(&self) -> &dyn Enforcement {
+        &*self.kernel
+    }
+
+    /// Makes and governs the stable parents of all workloads. On an error, those that were governed stay so.
+    pub(super) fn govern(&self, policies: &PolicySet) -> Result<(), GovernError> {
+        let before = self.governed();
+        for cgroup in stable_parents(policies)? {
+            if before.iter().any(|known| cgroup.starts_with(known)) {
+                continue;
+            }
+            // Two redirectors in one path would take each other's rewritten address for the client's wish.
+            if let Some(child) = before.iter().find(|known| known.starts_with(&cgroup)) {
+                let what = format!("`{}` below it is governed already", child.display());
+                return Err(GovernError::Conflict { cgroup, what });
+            }
+            if cgroup::is_within(&self.own, &format!("/{}", cgroup.display())) {
+                return Err(GovernError::Conflict { cgroup, what: "the daemon itself lives in it".into() });
+            }
+            let path = self.root.join(&cgroup);
+            std::fs::create_dir_all(&path).map_err(|source| GovernError::Make { path: path.clone(), source })?;
+            self.kernel.govern(&path).map_err(|source| GovernError::Kernel { cgroup: cgroup.clone(), source })?;
+            self.governed.write().unwrap_or_else(std::sync::PoisonError::into_inner).insert(cgroup);
+        }
+        Ok(())
+    }
+
+    /// What is governed, relative to the root.
+    pub(super) fn governed(&self) -> BTreeSet<PathBuf> {
+        self.governed.read().unwrap_or_else(std::sync::PoisonError::into_inner).clone()
+    }
+
+    fn covers(&self, cgroup: &str) -> bool {
+        let governed = self.governed.read().unwrap_or_else(std::sync::PoisonError::into_inner);
+        governed.iter().any(|parent| cgroup::is_within(cgroup, &format!("/{}", parent.display())))
+    }
+}
+
+/// The topmost stable parents of all workloads.
+fn stable_parents(policies: &PolicySet) -> Result<BTreeSet<PathBuf>, GovernError> {
+    let mut all = BTreeSet::new();
+    for policy in policies.policies() {
+        let workload = policy.workload();
+        let parent = policy.cgroup_parent();
+        if !cgroup::may_be_governed(parent) {
+            let (workload, pattern) = (workload.name.to_string(), workload.cgroup.clone());
+            return Err(GovernError::Pattern { workload, pattern });
+        }
+        all.insert(PathBuf::from(parent));
+    }
+    let top: BTreeSet<PathBuf> =
+        all.iter().filter(|one| !all.iter().any(|other| other != *one && one.starts_with(other))).cloned().collect();
+    Ok(top)
+}
+
+/// The fence around the control socket: all that is governed, or that any policy in force claims.
+pub(super) struct GovernedFence {
+    pub(super) governor: Arc<Governor>,
+    pub(super) policies: Arc<dyn Fn() -> Arc<PolicySet> + Send + Sync>,
+}
+
+impl GovernedFence {
+    pub(super) fn new(governor: Arc<Governor>, policies: impl Fn() -> Arc<PolicySet> + Send + Sync + 'static) -> Self {
+        Self { governor, policies: Arc::new(policies) }
+    }
+}
+
+impl Fence for GovernedFence {
+    fn is_governed(&self, cgroup: &str) -> bool {
+        self.governor.covers(cgroup) || (self.policies)().by_cgroup(cgroup.trim_start_matches('/')).is_some()
+    }
+}
+
+/// The policies in force, for what needs no more of the house.
+pub(super) fn current(policies: &ArcSwap<PolicySet>) -> Arc<PolicySet> {
+    policies.load_full()
+}

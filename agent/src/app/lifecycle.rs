@@ -1,0 +1,353 @@
+//! Sessions from cradle to grave: a cgroup each, known to the kernel only while the session lives.
+//!
+//! Rights are given last and taken first. A session exists when its cgroup, its file, its record entry and its kernel
+//! entry exist, and only then is the launcher moved in; if any step fails, all before it are undone. It ends when its
+//! last process exits, its time runs out, or an operator says so; its connections are closed, its holds and grants
+//! revoked, and whatever still runs in the cgroup is refused everything.
+
+use std::{
+    collections::HashSet,
+    io,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, SystemTime},
+};
+
+use super::governor::Governor;
+use crate::{
+    config::Settings,
+    control::{
+        proto::{Code, Failure, OpenSession, Opened},
+        server::Caller,
+    },
+    identity::{self, EndReason, LostSession, NewSession, Session},
+    launch,
+    policy::WorkloadSpec,
+    record::{Event, EventBody},
+    session::House,
+};
+
+/// Time between looks at which sessions have no process left.
+pub(super) const SWEEP: Duration = Duration::from_millis(500);
+/// Longest intent, in bytes.
+const MAX_INTENT: usize = 8 << 10;
+/// Longest command line that is recorded, in bytes.
+const MAX_COMMAND: usize = 128 << 10;
+
+/// Begins and ends sessions.
+pub(super) struct Lifecycle {
+    house: Arc<House>,
+    governor: Arc<Governor>,
+    settings: Arc<Settings>,
+    /// Ids whose launcher is not in yet: an empty cgroup does not end them.
+    starting: Mutex<HashSet<Arc<str>>>,
+    /// Cgroups of ended sessions that could not be removed yet.
+    leftover: Mutex<Vec<PathBuf>>,
+}
+
+impl Lifecycle {
+    pub(super) fn new(house: Arc<House>, governor: Arc<Governor>, settings: Arc<Settings>) -> Self {
+        Self { house, governor, settings, starting: Mutex::default(), leftover: Mutex::default() }
+    }
+
+    /// Makes a session for the caller and moves the calling process into it.
+    pub(super) async fn open(&self, caller: &Caller, asked: OpenSession) -> Result<Opened, Failure> {
+        let policies = self.house.policies.load_full();
+        let policy = policies.by_workload(&asked.workload).ok_or_else(|| {
+            let known: Vec<&str> = policies.policies().iter().map(|p| &*p.workload().name).collect();
+            Failure::new(Code::NotFound, format!("no policy is for a workload `{}`", asked.workload))
+                .help(format!("there is: {}", known.join(", ")))
+        })?;
+        let workload = policy.workload();
+        let intent = intent(&asked, workload)?;
+        let ttl = ttl(asked.ttl_seconds, workload)?;
+        if asked.command.is_empty() || asked.command.iter().map(String::len).sum::<usize>() > MAX_COMMAND {
+            return Err(Failure::new(Code::Usage, format!("a command line has 1 to {MAX_COMMAND} bytes")));
+        }
+        if self.house.sessions.list().len() >= self.settings.limits.sessions {
+            return Err(Failure::new(Code::Failed, "as many sessions run as may (`limits.sessions`)"));
+        }
+        let id = identity::new_session_id().map_err(failed)?;
+        let relative = Some(Path::new(policy.cgroup_parent()).join(&*id))
+            .filter(|path| {
+                let owner = path.to_str().and_then(|path| policies.by_cgroup(path));
+                owner.is_some_and(|owner| owner.workload().name == workload.name)
+            })
+            .ok_or_else(|| {
+                let message = format!("a session's cgroup would not match the policy's pattern `{}`", workload.cgroup);
+                Failure::new(Code::Failed, message)
+                    .help("end the pattern with `/*`, and give no two workloads the same")
+            })?;
+        let operator = match &asked.user {
+            Some(user) => format!("{} as {user}", caller.person.name),
+            None => caller.person.name.clone(),
+        };
+        let path = self.governor.root().join(&relative);
+        std::fs::create_dir(&path)
+            .map_err(|error| Failure::new(Code::Failed, format!("cannot make cgroup {}: {error}", path.display())))?;
+        let new = NewSession {
+            id: Some(id),
+            workload: workload.name.clone(),
+            tenant: workload.tenant.clone(),
+            intent,
+            trace_id: asked.trace_id.map(Into::into),
+            cgroup_id: 0,
+            cgroup_path: path.clone(),
+            ttl,
+            command: asked.command,
+            operator,
+        };
+        match self.begin(new, ttl, caller).await {
+            Ok(session) => Ok(self.opened(&session, &relative)),
+            Err(failure) => {
+                self.remove(path);
+                Err(failure)
+            }
+        }
+    }
+
+    async fn begin(&self, new: NewSession, ttl: Option<Duration>, caller: &Caller) -> Result<Arc<Session>, Failure> {
+        let cgroup_id = identity::cgroup_id(&new.cgroup_path).map_err(failed)?;
+        let id = new.id.clone().unwrap_or_default();
+        let _starting = Starting::mark(&self.starting, id);
+        let session = self.house.sessions.insert(NewSession { cgroup_id, ..new }).map_err(failed)?;
+        match self.admit(&session, ttl, caller).await {
+            Ok(()) => Ok(session),
+            Err(failure) => {
+                self.end(&session.id, EndReason::Exited);
+                Err(failure)
+            }
+        }
+    }
+
+    /// What comes after the table knows it: the record, the kernel, and the launcher's move.
+    async fn admit(&self, session: &Session, ttl: Option<Duration>, caller: &Caller) -> Result<(), Failure> {
+        let start = EventBody::SessionStart {
+            intent: session.intent.clone(),
+            command: session.command.clone(),
+            operator: session.operator.clone(),
+            cgroup: session.cgroup_id,
+            ttl_seconds: ttl.map(|ttl| ttl.as_secs()),
+        };
+        let position = self.house.recorder.append(event(session, start)).map_err(failed)?;
+        self.house.recorder.sync(position).await.map_err(failed)?;
+        self.governor.kernel().allow_session(session.cgroup_id).map_err(|error| {
+            Failure::new(Code::Failed, format!("the kernel side did not take the session: {error}"))
+        })?;
+        caller.check_again()?;
+        let pid = caller.peer.pid;
+        std::fs::write(session.cgroup_path.join("cgroup.procs"), pid.to_string()).map_err(|error| {
+            Failure::new(
+                Code::Failed,
+                format!("cannot move process {pid} into {}: {error}", session.cgroup_path.display()),
+            )
+            .help("is the `portcullis run` process in a container of its own, or in a threaded cgroup?")
+        })?;
+        // Still the same process: so it was it that was moved.
+        caller.peer.check_alive().map_err(|error| Failure::new(Code::Denied, error.to_string()))
+    }
+
+    fn opened(&self, session: &Session, relative: &Path) -> Opened {
+        let facts = launch::environment::Facts {
+            session: &session.id,
+            workload: &session.workload,
+            intent: session.intent.as_deref(),
+            trace_id: &session.trace_id,
+            ca: &self.settings.ca_file(),
+            bundle: &self.settings.bundle_file(),
+            now: SystemTime::now(),
+        };
+        Opened {
+            session: session.id.to_string(),
+            cgroup: format!("/{}", relative.display()),
+            cgroup_dir: session.cgroup_path.clone(),
+            ends_at: session.ends_at.and_then(|at| jiff::Timestamp::try_from(at).ok()).map(|at| at.to_string()),
+            env: launch::environment::variables(&facts),
+            unset: Vec::new(),
+        }
+    }
+
+    /// Takes a session's rights, if it is live. Idempotent.
+    pub(super) fn end(&self, id: &str, why: EndReason) {
+        if let Some(session) = self.house.sessions.end(id, why) {
+            self.ended(&session, why);
+        }
+    }
+
+    /// What follows when the table has let a session go.
+    pub(super) fn ended(&self, session: &Session, why: EndReason) {
+        if let Err(error) = self.governor.kernel().forget_session(session.cgroup_id) {
+            // The table has let it go, so its connections are closed on arrival all the same.
+            tracing::error!(session = &*session.id, error, "the kernel side did not forget a session");
+        }
+        match why {
+            EndReason::Quarantined => self.house.holds.quarantine_session(&session.id),
+            _ => self.house.holds.end_session(&session.id),
+        }
+        self.house.live.close_session(&session.id, "the session ended");
+        tracing::info!(session = &*session.id, workload = &*session.workload, %why, "session ended");
+        self.record_end(event(session, EventBody::SessionEnd { why: why.as_str().into() }));
+        self.remove(session.cgroup_path.clone());
+    }
+
+    /// Ends a session and stops its processes where they are.
+    pub(super) fn quarantine(&self, prefix: &str) -> Result<Arc<Session>, Failure> {
+        let wanted = prefix.to_ascii_lowercase();
+        let mut found = self.house.sessions.list();
+        found.retain(|session| !wanted.is_empty() && session.id.to_ascii_lowercase().starts_with(&wanted));
+        let [session] = found.as_slice() else {
+            let message = format!("{} live sessions begin with `{prefix}`", found.len());
+            return Err(Failure::new(Code::NotFound, message).help("`portcullis sessions` lists them"));
+        };
+        self.end(&session.id, EndReason::Quarantined);
+        if let Err(error) = std::fs::write(session.cgroup_path.join("cgroup.freeze"), "1") {
+            tracing::warn!(session = &*session.id, %error, "processes of a quarantined session could not be frozen");
+        }
+        Ok(session.clone())
+    }
+
+    /// Takes over what the last daemon left: sessions that live on, ends of those that do not, empty cgroups.
+    pub(super) fn adopt(&self, adopted: &[Arc<Session>], lost: &[LostSession]) {
+        for session in adopted {
+            let known = self.house.policies.load().by_workload(&session.workload).is_some();
+            let taken = known && self.governor.kernel().allow_session(session.cgroup_id).is_ok();
+            if taken {
+                tracing::info!(session = &*session.id, workload = &*session.workload, "session lives on");
+            } else {
+                self.end(&session.id, EndReason::Lost);
+            }
+        }
+        for session in lost {
+            let end = EventBody::SessionEnd { why: session.why.as_str().into() };
+            self.record_end(Event {
+                tenant: session.tenant.clone(),
+                workload: session.workload.clone(),
+                session_id: session.id.clone(),
+                trace_id: Some(session.trace_id.clone()),
+                body: end,
+                ..Event::daemon("")
+            });
+        }
+        let live: HashSet<PathBuf> = self.house.sessions.list().iter().map(|s| s.cgroup_path.clone()).collect();
+        for parent in self.governor.governed() {
+            let Ok(children) = std::fs::read_dir(self.governor.root().join(parent)) else { continue };
+            for child in children.flatten().filter(|child| child.file_type().is_ok_and(|kind| kind.is_dir())) {
+                if !live.contains(&child.path()) {
+                    // Only succeeds where nobody lives.
+                    let _ = std::fs::remove_dir(child.path());
+                }
+            }
+        }
+    }
+
+    /// Ends sessions without processes and removes what is empty. Reads a small file per session; may block.
+    pub(super) fn sweep(&self) {
+        for session in self.house.sessions.list() {
+            if lock(&self.starting).contains(&session.id) {
+                continue;
+            }
+            match is_populated(&session.cgroup_path) {
+                Ok(true) => {}
+                Ok(false) => self.end(&session.id, EndReason::Exited),
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                    self.end(&session.id, EndReason::Exited);
+                }
+                Err(error) => tracing::warn!(session = &*session.id, %error, "cannot tell whether a session lives"),
+            }
+        }
+        let leftover = std::mem::take(&mut *lock(&self.leftover));
+        for path in leftover {
+            self.remove(path);
+        }
+    }
+
+    /// Removes a cgroup now, or when it is empty.
+    fn remove(&self, path: PathBuf) {
+        match std::fs::remove_dir(&path) {
+            Ok(()) => {}
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(_) => lock(&self.leftover).push(path),
+        }
+    }
+
+    fn record_end(&self, event: Event) {
+        if let Err(error) = self.house.recorder.append(event) {
+            tracing::error!(%error, "the end of a session could not be recorded");
+        }
+    }
+}
+
+/// Keeps a session from being swept until its launcher is in.
+struct Starting<'a> {
+    set: &'a Mutex<HashSet<Arc<str>>>,
+    id: Arc<str>,
+}
+
+impl<'a> Starting<'a> {
+    fn mark(set: &'a Mutex<HashSet<Arc<str>>>, id: Arc<str>) -> Self {
+        lock(set).insert(id.clone());
+        Self { set, id }
+    }
+}
+
+impl Drop for Starting<'_> {
+    fn drop(&mut self) {
+        lock(self.set).remove(&self.id);
+    }
+}
+
+fn intent(asked: &OpenSession, workload: &WorkloadSpec) -> Result<Option<Arc<str>>, Failure> {
+    let intent = asked.intent.as_deref().map(str::trim).filter(|intent| !intent.is_empty());
+    match intent {
+        None if workload.require_intent => {
+            Err(Failure::new(Code::Denied, format!("the policy of `{}` asks for an intent", workload.name))
+                .help("add `--intent 'what it is for'`"))
+        }
+        Some(intent) if intent.len() > MAX_INTENT || intent.contains('\0') => {
+            Err(Failure::new(Code::Usage, format!("an intent has at most {MAX_INTENT} bytes, and no NUL")))
+        }
+        intent => Ok(intent.map(Into::into)),
+    }
+}
+
+fn ttl(asked: Option<u64>, workload: &WorkloadSpec) -> Result<Option<Duration>, Failure> {
+    let asked = asked.map(Duration::from_secs);
+    match (asked, workload.ttl) {
+        (Some(asked), _) if asked.is_zero() => Err(Failure::new(Code::Usage, "a session must live some time")),
+        (Some(asked), Some(most)) if asked > most => {
+            let message = format!("the policy lets sessions of `{}` live {} seconds", workload.name, most.as_secs());
+            Err(Failure::new(Code::Denied, message).help("ask for less with `--ttl`, or leave it out"))
+        }
+        (asked, most) => Ok(asked.or(most)),
+    }
+}
+
+/// `populated 1` in cgroup.events: some process lives in the cgroup or below it (cgroup-v2.rst).
+fn is_populated(cgroup: &Path) -> io::Result<bool> {
+    let text = std::fs::read_to_string(cgroup.join("cgroup.events"))?;
+    let value = text.lines().find_map(|line| line.strip_prefix("populated "));
+    match value {
+        Some("0") => Ok(false),
+        Some("1") => Ok(true),
+        _ => Err(io::Error::new(io::ErrorKind::InvalidData, "cgroup.events says nothing of processes")),
+    }
+}
+
+fn event(session: &Session, body: EventBody) -> Event {
+    Event {
+        tenant: session.tenant.clone(),
+        workload: session.workload.clone(),
+        session_id: session.id.clone(),
+        trace_id: Some(session.trace_id.clone()),
+        body,
+        ..Event::daemon("")
+    }
+}
+
+fn failed(error: impl std::fmt::Display) -> Failure {
+    Failure::new(Code::Failed, format!("the session could not be made: {error}"))
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,188 @@
+//! What a governed command finds in its environment, and what it does not.
+
+use std::{collections::BTreeMap, path::Path, process::Command, time::SystemTime};
+
+use super::user::Target;
+use crate::control::proto::Opened;
+
+/// Variables that hold a credential, name a file with one, or send a client past the enforcer. The policy's own
+/// credentials take their place, so a governed command has no use for them.
+pub const UNSET: &[&str] = &[
+    // libpq and its drivers
+    "PGPASSWORD",
+    "PGPASSFILE",
+    "PGSERVICE",
+    "PGSERVICEFILE",
+    "PGSSLKEY",
+    "PGSSLCERT",
+    "PGREQUIREAUTH",
+    "PGCHANNELBINDING",
+    "PGGSSENCMODE",
+    "PGHOSTADDR",
+    "PGOPTIONS",
+    "DATABASE_URL",
+    "MYSQL_PWD",
+    "REDISCLI_AUTH",
+    // agents and sockets that lend out keys
+    "SSH_AUTH_SOCK",
+    "SSH_AGENT_PID",
+    "GPG_AGENT_INFO",
+    "DBUS_SESSION_BUS_ADDRESS",
+    "DOCKER_HOST",
+    "KUBECONFIG",
+    "XDG_RUNTIME_DIR",
+    // tokens
+    "VAULT_TOKEN",
+    "BAO_TOKEN",
+    "AWS_ACCESS_KEY_ID",
+    "AWS_SECRET_ACCESS_KEY",
+    "AWS_SESSION_TOKEN",
+    "GOOGLE_APPLICATION_CREDENTIALS",
+    "AZURE_CLIENT_SECRET",
+    "GITHUB_TOKEN",
+    "GH_TOKEN",
+    "GITLAB_TOKEN",
+    "NPM_TOKEN",
+    // our own
+    "PORTCULLIS_SOCKET",
+    "CREDENTIALS_DIRECTORY",
+    "NOTIFY_SOCKET",
+    "LISTEN_FDS",
+    "LISTEN_PID",
+];
+
+/// What the daemon knows about a session, for its variables.
+#[derive(Debug)]
+pub struct Facts<'a> {
+    /// Its id.
+    pub session: &'a str,
+    /// Workload name.
+    pub workload: &'a str,
+    /// Why it runs.
+    pub intent: Option<&'a str>,
+    /// W3C trace id.
+    pub trace_id: &'a str,
+    /// PEM of the runtime CA alone.
+    pub ca: &'a Path,
+    /// PEM of the system's roots and the runtime CA.
+    pub bundle: &'a Path,
+    /// Tells spans of sessions apart; not secret.
+    pub now: SystemTime,
+}
+
+/// The variables of a session.
+pub fn variables(facts: &Facts<'_>) -> BTreeMap<String, String> {
+    let ca = facts.ca.display().to_string();
+    let bundle = facts.bundle.display().to_string();
+    let nanos = facts.now.duration_since(SystemTime::UNIX_EPOCH).map_or(1, |d| d.as_nanos());
+    // Never all zero: https://www.w3.org/TR/trace-context/#parent-id
+    let span = (nanos as u64).max(1);
+    let mut out = BTreeMap::new();
+    let mut set = |name: &str, value: &str| {
+        // A NUL cannot be in an environment; the daemon refuses intents that have one.
+        out.insert(name.to_owned(), value.replace('\0', ""));
+    };
+    set("PORTCULLIS_SESSION", facts.session);
+    set("PORTCULLIS_WORKLOAD", facts.workload);
+    if let Some(intent) = facts.intent {
+        set("PORTCULLIS_INTENT", intent);
+    }
+    set("TRACEPARENT", &format!("00-{}-{span:016x}-01", facts.trace_id));
+    // glibc asks over TCP, which the redirect sees; UDP is shut.
+    set("RES_OPTIONS", "use-vc");
+    // The enforcer speaks for the upstream with a certificate of the runtime CA.
+    set("PGSSLROOTCERT", &ca);
+    set("NODE_EXTRA_CA_CERTS", &ca);
+    set("DENO_CERT", &ca);
+    for name in [
+        "SSL_CERT_FILE",
+        "REQUESTS_CA_BUNDLE",
+        "CURL_CA_BUNDLE",
+        "GIT_SSL_CAINFO",
+        "AWS_CA_BUNDLE",
+        "PIP_CERT",
+        "CARGO_HTTP_CAINFO",
+    ] {
+        set(name, &bundle);
+    }
+    out
+}
+
+/// The trace id of a `traceparent` (W3C Trace Context, version 00), to join.
+pub(super) fn trace_id(traceparent: Option<&str>) -> Option<String> {
+    let mut fields = traceparent?.split('-');
+    let (version, trace) = (fields.next()?, fields.next()?);
+    let hex = |text: &str| text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
+    let valid = version == "00" && trace.len() == 32 && hex(trace) && trace.bytes().any(|b| b != b'0');
+    (valid && fields.count() == 2).then(|| trace.to_owned())
+}
+
+/// Makes the command's environment: the caller's, less what it must not have, with the session's.
+pub(super) fn apply(command: &mut Command, opened: &Opened, user: Option<&Target>) {
+    for name in UNSET.iter().copied().chain(opened.unset.iter().map(String::as_str)) {
+        command.env_remove(name);
+    }
+    if let Some(user) = user {
+        for name in ["SUDO_USER", "SUDO_UID", "SUDO_GID", "SUDO_COMMAND", "MAIL"] {
+            command.env_remove(name);
+        }
+        command.env("HOME", &user.home).env("USER", &user.name).env("LOGNAME", &user.name).env("SHELL", &user.shell);
+    }
+    command.envs(&opened.env);
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_valid_traceparent_is_joined() {
+        let trace = "4bf92f3577b34da6a3ce929d0e0e4736";
+        assert_eq!(trace_id(Some(&format!("00-{trace}-00f067aa0ba902b7-01"))).as_deref(), Some(trace));
+        for bad in [
+            "",
+            "00",
+            "00-4bf92f3577b34da6a3ce929d0e0e4736",
+            "01-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01",
+            "00-4BF92F3577B34DA6A3CE929D0E0E4736-00f067aa0ba902b7-01",
+            "00-00000000000000000000000000000000-00f067aa0ba902b7-01",
+            "00-4bf92f3577b34da6a3ce929d0e0e473-00f067aa0ba902b7-01",
+            "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01-more",
+        ] {
+            assert_eq!(trace_id(Some(bad)), None, "{bad}");
+        }
+        assert_eq!(trace_id(None), None);
+    }
+
+    #[test]
+    fn the_command_keeps_no_credential_variable() {
+        let env = variables(&Facts {
+            session: "s",
+            workload: "w",
+            intent: Some("why\0not"),
+            trace_id: "4bf92f3577b34da6a3ce929d0e0e4736",
+            ca: Path::new("/run/p/ca.pem"),
+            bundle: Path::new("/run/p/ca-bundle.pem"),
+            now: SystemTime::UNIX_EPOCH,
+        });
+        assert_eq!(env["PORTCULLIS_INTENT"], "whynot");
+        assert_eq!(trace_id(Some(&env["TRACEPARENT"])).unwrap(), "4bf92f3577b34da6a3ce929d0e0e4736");
+        assert!(!env["TRACEPARENT"].contains("-0000000000000000-"));
+        let opened = Opened {
+            session: "s".into(),
+            cgroup: "/c".into(),
+            cgroup_dir: "/sys/c".into(),
+            ends_at: None,
+            env,
+            unset: vec!["EXTRA_TOKEN".into()],
+        };
+        let mut command = Command::new("true");
+        command.env("PGPASSWORD", "x").env("EXTRA_TOKEN", "y").env("PGSSLROOTCERT", "/mine");
+        apply(&mut command, &opened, None);
+        let after: BTreeMap<_, _> = command.get_envs().collect();
+        assert_eq!(after[std::ffi::OsStr::new("PGPASSWORD")], None);
+        assert_eq!(after[std::ffi::OsStr::new("EXTRA_TOKEN")], None);
+        assert_eq!(after[std::ffi::OsStr::new("PGSSLROOTCERT")].unwrap(), "/run/p/ca.pem");
+    }
+}
