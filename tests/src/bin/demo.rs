@@ -20,13 +20,13 @@ fn main() -> Result<()> {
         let mut command = daemon.governed("psql", &["-X", &url])?;
         let output = command.args(arguments).output()?;
         let text = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-        println!("{text}");
+        println!("{text}{}", if output.status.success() { "" } else { "(psql failed)\n" });
         Ok((output.status.success(), text))
     };
 
     say("1. The agent reads customers. It gave no password; look at email, ssn and card: masked.");
     let (ok, text) = psql(&["-c", "SELECT id, name, email, ssn, card FROM customers ORDER BY id LIMIT 3"])?;
-    ensure!(ok && text.contains("Customer 1"), "the read failed");
+    ensure!(ok && text.contains("Customer 1"), "the read failed: {}", daemon.log());
     ensure!(!text.contains("customer1@") && !text.contains("12-3456") && !text.contains("4111111111111111"), "leak");
 
     say("2. The agent changes a price. The rule holds it: psql waits on its open connection.");
