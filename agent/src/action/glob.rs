@@ -9,13 +9,16 @@
 //!
 //! Long because it holds matching and its reference model.
 
+mod automaton;
+mod parse;
+
 use std::fmt;
 
+use self::automaton::{Automaton, Unresolved};
 use super::push_identifier;
 
 /// Longest pattern, in characters and wildcards.
 const MAX_TOKENS: usize = 511;
-const WORDS: usize = (MAX_TOKENS + 1) / 64;
 
 /// A compiled pattern.
 #[derive(Clone)]
@@ -23,6 +26,8 @@ pub struct Glob {
     text: Box<str>,
     separator: char,
     tokens: Box<[Token]>,
+    /// What every plain match begins and ends with: most targets are refused by these alone.
+    ends: (Box<str>, Box<str>),
     shape: Shape,
     automaton: Automaton,
 }
@@ -88,13 +93,18 @@ impl Glob {
     /// An empty segment, unbalanced quotes, more than two stars in a row, a character of other glob languages, or a
     /// pattern longer than 511 characters.
     pub fn new(pattern: &str, separator: char) -> Result<Self, GlobError> {
-        let tokens = if separator == '.' { names(pattern)? } else { segments(pattern, separator)? };
+        let tokens = if separator == '.' { parse::names(pattern)? } else { parse::segments(pattern, separator)? };
         if tokens.len() > MAX_TOKENS {
             return Err(GlobError::TooLong);
         }
         Ok(Self {
             text: pattern.into(),
             separator,
+            ends: (literal(tokens.iter(), separator).collect(), {
+                let mut reversed: Vec<char> = literal(tokens.iter().rev(), separator).collect();
+                reversed.reverse();
+                reversed.into_iter().collect()
+            }),
             shape: Shape::of(&tokens, separator),
             automaton: Automaton::new(&tokens),
             tokens: tokens.into(),
@@ -120,8 +130,14 @@ impl Glob {
             Shape::LastSegment(prefix) if target.plain => {
                 target.tail == prefix.len() && target.text.starts_with(&**prefix)
             }
+            _ if target.plain && !self.could_end_like(target.text) => false,
             _ => self.automaton.run(&self.tokens, target, Unresolved::IsItself),
         }
+    }
+
+    fn could_end_like(&self, text: &str) -> bool {
+        let (first, last) = &self.ends;
+        text.starts_with(&**first) && text.ends_with(&**last)
     }
 
     /// Whether `target` matches, or could match if the names in it that are not resolved (`?`) were. Refusals and
@@ -165,6 +181,11 @@ impl Glob {
             }
         }
         false
+    }
+
+    /// What every plain target (see [`Scanned::as_plain`]) that matches begins and ends with. The two may overlap.
+    pub fn ends(&self) -> (&str, &str) {
+        (&self.ends.0, &self.ends.1)
     }
 
     /// How many segments a text needs to match; `None` where `**` leaves that open.
@@ -238,6 +259,11 @@ impl<'a> Scanned<'a> {
         }
         Self { text, separator, plain, tail }
     }
+
+    /// The text, if it has no quotes and nothing unresolved, so that it may be compared byte by byte.
+    pub fn as_plain(&self) -> Option<&'a str> {
+        self.plain.then_some(self.text)
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -261,6 +287,17 @@ impl Token {
     fn covers(self, item: Self) -> bool {
         self == Self::DoubleStar || matches!(item, Self::Char(_))
     }
+}
+
+/// The characters of leading tokens, up to a wildcard.
+fn literal<'t>(tokens: impl Iterator<Item = &'t Token>, separator: char) -> impl Iterator<Item = char> {
+    tokens.map_while(move |token| match token {
+        Token::Char(c) => Some(*c),
+        Token::Separator => Some(separator),
+        Token::Colon => Some(':'),
+        Token::Unresolved => Some('?'),
+        Token::Star | Token::DoubleStar => None,
+    })
 }
 
 /// Patterns that need no automaton for plain targets, which are nearly all.
@@ -305,263 +342,6 @@ fn close(text: &mut String, segment: &mut String, separator: char) {
         text.push_str(segment);
     }
     segment.clear();
-}
-
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Unresolved {
-    IsItself,
-    IsAnything,
-}
-
-type Bits = [u64; WORDS];
-
-/// Bit `i` of a state set means that the first `i` tokens have matched what was read.
-#[derive(Clone)]
-struct Automaton {
-    words: usize,
-    accept: usize,
-    star: Bits,
-    double: Bits,
-    separator: Bits,
-    colon: Bits,
-    unresolved: Bits,
-    /// Sorted by character.
-    chars: Box<[(char, Bits)]>,
-}
-
-impl Automaton {
-    fn new(tokens: &[Token]) -> Self {
-        let mut chars: Vec<(char, Bits)> = Vec::new();
-        let mut new = Self {
-            words: tokens.len() / 64 + 1,
-            accept: tokens.len(),
-            star: [0; WORDS],
-            double: [0; WORDS],
-            separator: [0; WORDS],
-            colon: [0; WORDS],
-            unresolved: [0; WORDS],
-            chars: Box::default(),
-        };
-        for (i, token) in tokens.iter().enumerate() {
-            let bits = match token {
-                Token::Char(c) => match chars.binary_search_by_key(c, |(c, _)| *c) {
-                    Ok(found) => &mut chars[found].1,
-                    Err(place) => {
-                        chars.insert(place, (*c, [0; WORDS]));
-                        &mut chars[place].1
-                    }
-                },
-                Token::Separator => &mut new.separator,
-                Token::Colon => &mut new.colon,
-                Token::Unresolved => &mut new.unresolved,
-                Token::Star => &mut new.star,
-                Token::DoubleStar => &mut new.double,
-            };
-            bits[i / 64] |= 1 << (i % 64);
-        }
-        new.chars = chars.into();
-        new
-    }
-
-    fn run(&self, tokens: &[Token], target: &Scanned<'_>, unresolved: Unresolved) -> bool {
-        let mut state = [0; WORDS];
-        state[0] = 1;
-        self.skip_stars(&mut state);
-        let alive = if target.separator == '.' {
-            NameItems::new(target.text).all(|item| self.step(tokens, &mut state, item, unresolved))
-        } else {
-            let item = |c| if c == target.separator { Token::Separator } else { Token::Char(c) };
-            target.text.chars().all(|c| self.step(tokens, &mut state, item(c), unresolved))
-        };
-        alive && state[self.accept / 64] >> (self.accept % 64) & 1 == 1
-    }
-
-    /// Reads one item; false once nothing can match any more.
-    fn step(&self, tokens: &[Token], state: &mut Bits, item: Token, unresolved: Unresolved) -> bool {
-        if item == Token::Unresolved && unresolved == Unresolved::IsAnything {
-            return self.skip_segment(tokens, state);
-        }
-        const NONE: Bits = [0; WORDS];
-        let (exact, stay) = match item {
-            Token::Char(c) => {
-                let found = self.chars.binary_search_by_key(&c, |(c, _)| *c);
-                (found.map_or(&NONE, |at| &self.chars[at].1), &self.star)
-            }
-            Token::Separator => (&self.separator, &NONE),
-            Token::Colon => (&self.colon, &NONE),
-            Token::Unresolved => (&self.unresolved, &NONE),
-            Token::Star | Token::DoubleStar => unreachable!("targets have no wildcards"),
-        };
-        let mut carry = 0;
-        let mut any = 0;
-        for w in 0..self.words {
-            let moved = state[w] & exact[w];
-            let stayed = state[w] & (stay[w] | self.double[w]);
-            state[w] = moved << 1 | carry | stayed;
-            carry = moved >> 63;
-            any |= state[w];
-        }
-        self.skip_stars(state);
-        any != 0
-    }
-
-    /// A wildcard may match nothing. Two never stand side by side, so once is enough.
-    fn skip_stars(&self, state: &mut Bits) {
-        let mut carry = 0;
-        for (word, (star, double)) in state.iter_mut().zip(self.star.iter().zip(&self.double)).take(self.words) {
-            let stars = *word & (star | double);
-            *word |= stars << 1 | carry;
-            carry = stars >> 63;
-        }
-    }
-
-    /// Reads a segment that could be any name.
-    fn skip_segment(&self, tokens: &[Token], state: &mut Bits) -> bool {
-        let mut next = [0; WORDS];
-        let mut inside = false;
-        for (i, token) in tokens.iter().enumerate() {
-            inside |= state[i / 64] >> (i % 64) & 1 == 1;
-            inside &= !matches!(token, Token::Separator | Token::Colon);
-            if inside {
-                // The name may end at the wildcard, or after the token.
-                let stay = if token.is_star() { i } else { i + 1 };
-                for end in [stay, i + 1] {
-                    next[end / 64] |= 1 << (end % 64);
-                }
-            }
-        }
-        *state = next;
-        self.skip_stars(state);
-        state.iter().any(|word| *word != 0)
-    }
-}
-
-/// Cuts a dotted name into items, undoing its quotes.
-struct NameItems<'a> {
-    chars: std::iter::Peekable<std::str::Chars<'a>>,
-    place: Place,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Place {
-    Start,
-    Inside,
-    Quoted,
-}
-
-impl<'a> NameItems<'a> {
-    fn new(text: &'a str) -> Self {
-        Self { chars: text.chars().peekable(), place: Place::Start }
-    }
-}
-
-impl Iterator for NameItems<'_> {
-    type Item = Token;
-
-    fn next(&mut self) -> Option<Token> {
-        loop {
-            let c = self.chars.next()?;
-            let place = std::mem::replace(&mut self.place, Place::Inside);
-            match (place, c) {
-                (Place::Start, '"') => self.place = Place::Quoted,
-                (Place::Quoted, '"') => {
-                    if self.chars.next_if_eq(&'"').is_some() {
-                        self.place = Place::Quoted;
-                        return Some(Token::Char('"'));
-                    }
-                }
-                (Place::Quoted, c) => {
-                    self.place = Place::Quoted;
-                    return Some(Token::Char(c));
-                }
-                (_, '.' | ':') => {
-                    self.place = Place::Start;
-                    return Some(if c == '.' { Token::Separator } else { Token::Colon });
-                }
-                (Place::Start, '?') if self.chars.peek().is_none_or(|c| *c == '.') => return Some(Token::Unresolved),
-                (_, c) => return Some(Token::Char(c)),
-            }
-        }
-    }
-}
-
-/// Compiles a pattern over plain segments.
-fn segments(pattern: &str, separator: char) -> Result<Vec<Token>, GlobError> {
-    let mut tokens = Vec::new();
-    let mut chars = pattern.char_indices().peekable();
-    let mut empty = true;
-    while let Some((at, c)) = chars.next() {
-        if c == separator {
-            if std::mem::replace(&mut empty, true) {
-                return Err(GlobError::EmptySegment { at });
-            }
-            tokens.push(Token::Separator);
-            continue;
-        }
-        empty = false;
-        tokens.push(match c {
-            '*' => stars(at, &mut chars)?,
-            '[' | ']' | '{' | '}' | '\0' => return Err(GlobError::Character { at, what: c }),
-            c => Token::Char(c),
-        });
-    }
-    if empty { Err(GlobError::EmptySegment { at: pattern.len() }) } else { Ok(tokens) }
-}
-
-/// Compiles a pattern over dotted names.
-fn names(pattern: &str) -> Result<Vec<Token>, GlobError> {
-    let mut tokens = Vec::new();
-    let mut chars = pattern.char_indices().peekable();
-    let mut empty = true;
-    while let Some((at, c)) = chars.next() {
-        match c {
-            '.' | ':' => {
-                if std::mem::replace(&mut empty, true) {
-                    return Err(GlobError::EmptySegment { at });
-                }
-                if c == ':' && tokens.iter().any(|t| !matches!(t, Token::Char(_) | Token::Star | Token::DoubleStar)) {
-                    return Err(GlobError::Character { at, what: c });
-                }
-                tokens.push(if c == '.' { Token::Separator } else { Token::Colon });
-                continue;
-            }
-            '"' if empty => {
-                quoted(at, &mut chars, &mut tokens)?;
-                if let Some((at, _)) = chars.peek().filter(|(_, c)| *c != '.') {
-                    return Err(GlobError::StrayQuote { at: *at });
-                }
-            }
-            '"' => return Err(GlobError::StrayQuote { at }),
-            '*' => tokens.push(stars(at, &mut chars)?),
-            '?' if empty && chars.peek().is_none_or(|(_, c)| *c == '.') => tokens.push(Token::Unresolved),
-            'A'..='Z' => tokens.push(Token::Char(c.to_ascii_lowercase())),
-            c if c.is_alphanumeric() || matches!(c, '_' | '$' | '-') => tokens.push(Token::Char(c)),
-            c => return Err(GlobError::Character { at, what: c }),
-        }
-        empty = false;
-    }
-    if empty { Err(GlobError::EmptySegment { at: pattern.len() }) } else { Ok(tokens) }
-}
-
-type Chars<'a> = std::iter::Peekable<std::str::CharIndices<'a>>;
-
-/// Reads a quoted segment, whose opening quote at `open` was read.
-fn quoted(open: usize, chars: &mut Chars<'_>, tokens: &mut Vec<Token>) -> Result<(), GlobError> {
-    loop {
-        match chars.next() {
-            None => return Err(GlobError::OpenQuote { at: open }),
-            Some((_, '"')) if chars.next_if(|(_, c)| *c == '"').is_none() => return Ok(()),
-            Some((_, c)) => tokens.push(Token::Char(c)),
-        }
-    }
-}
-
-/// Reads the stars that follow one.
-fn stars(at: usize, chars: &mut Chars<'_>) -> Result<Token, GlobError> {
-    if chars.next_if(|(_, c)| *c == '*').is_none() {
-        return Ok(Token::Star);
-    }
-    if chars.next_if(|(_, c)| *c == '*').is_some() { Err(GlobError::Stars { at }) } else { Ok(Token::DoubleStar) }
 }
 
 #[cfg(test)]

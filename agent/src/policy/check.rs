@@ -8,6 +8,7 @@ use super::{
     compiled::Words,
     error::{PolicyError, Source, did_you_mean},
     file::{self, At, CredentialKind, File, Required, Several},
+    index::Index,
     rule::{self, Origin, RuleSpec},
     when::When,
 };
@@ -44,27 +45,13 @@ pub(super) fn check(source: &Source, file: &File, known: Upstreams, errors: &mut
         file: source.name.clone(),
         cgroup: cgroup?,
         masks,
-        index: upstreams.iter().map(|upstream| index(&rules, upstream)).collect(),
+        index: upstreams.iter().map(|upstream| Index::new(&rules, upstream)).collect(),
         upstreams,
         workload,
         rules,
         floor,
         words: Words::default(),
     })
-}
-
-/// For each verb, the places of the rules that could match it on the upstream.
-fn index(rules: &[RuleSpec], upstream: &UpstreamSpec) -> Vec<Box<[u32]>> {
-    let places = |verb: &Verb| {
-        let fits = |rule: &RuleSpec| {
-            rule.covers(&upstream.name, upstream.protocol)
-                && rule.verbs.as_ref().is_none_or(|verbs| verbs.contains(verb))
-                && rule.tier.is_none_or(|tier| upstream.tier == Some(tier))
-        };
-        rules.iter().zip(0..).filter(|(rule, _)| fits(rule)).map(|(_, place)| place).collect()
-    };
-    debug_assert!(Verb::ALL.iter().enumerate().all(|(i, verb)| *verb as usize == i));
-    Verb::ALL.iter().map(places).collect()
 }
 
 struct Checker<'a> {

@@ -10,6 +10,7 @@ use smallvec::SmallVec;
 
 use super::{
     Decision, Effect, HoldScope, HoldSpec, Obligations, Reason, Reviewer, UpstreamSpec, WorkloadSpec,
+    index::{Candidate, Filter, Index},
     rule::{DEFAULT_EXPIRES, Origin, RuleSpec},
     when::{CelFacts, Verdict},
 };
@@ -27,8 +28,8 @@ pub struct Policy {
     /// Every rule but the autonomy's, in the order of judging.
     pub(super) rules: Vec<RuleSpec>,
     pub(super) floor: Option<RuleSpec>,
-    /// For each upstream, for each verb, the places of the rules that could match.
-    pub(super) index: Vec<Vec<Box<[u32]>>>,
+    /// For each upstream, the rules that could match.
+    pub(super) index: Vec<Index>,
     pub(super) words: Words,
 }
 
@@ -140,9 +141,9 @@ impl Policy {
         answer.decide(self, what)
     }
 
-    /// Places of the rules that could match a verb on an upstream, in the order of judging.
-    fn candidates(&self, upstream: usize, verb: Verb) -> &[u32] {
-        self.index.get(upstream).and_then(|verbs| verbs.get(verb as usize)).map_or(&[], |places| places)
+    /// The rules that could match a verb on an upstream, in the order of judging.
+    fn candidates(&self, upstream: usize, verb: Verb) -> &[Candidate] {
+        self.index.get(upstream).map_or(&[], |index| index.candidates(verb))
     }
 
     fn place(&self, upstream: &str) -> Option<usize> {
@@ -197,10 +198,19 @@ impl<'a> Judge<'a> {
         let (verb, target) = &self.what.parts[part];
         let target = Scanned::new(target.as_str(), self.what.protocol.separator());
         let candidates = policy.candidates(self.upstream, *verb);
-        let in_place = self.stands_in_place(candidates, part, &target);
+        let filter = Filter::new(&target);
+        let in_place = candidates.iter().any(|candidate| {
+            candidate.tier.is_some()
+                && candidate.passes(filter)
+                && self.matches(candidate.place, part, &target) == Match::InPlaceOfTier
+        });
         let mut granted = false;
         let mut strictest: Option<(u32, Effect)> = None;
-        for &place in candidates {
+        for candidate in candidates {
+            if !candidate.passes(filter) {
+                continue;
+            }
+            let place = candidate.place;
             let rule = &policy.rules[place as usize];
             if strictest.is_some_and(|(_, effect)| granted && rule.effect < effect) {
                 break;
@@ -233,14 +243,6 @@ impl<'a> Judge<'a> {
             }
             _ => answer.unmatched = true,
         }
-    }
-
-    /// Whether a rule that names the tier matches the part beyond doubt.
-    fn stands_in_place(&mut self, candidates: &[u32], part: usize, target: &Scanned<'_>) -> bool {
-        let policy = self.policy;
-        candidates.iter().any(|&place| {
-            policy.rules[place as usize].tier.is_some() && self.matches(place, part, target) == Match::InPlaceOfTier
-        })
     }
 
     /// Whether a rule of this upstream and verb matches a part.
