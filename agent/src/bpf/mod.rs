@@ -136,7 +136,8 @@ impl Kernel {
     }
 
     /// Says where the enforcer listens and attaches its own hook to the cgroup it runs in. The listeners must be made by
-    /// a process of that cgroup, and on loopback addresses: nothing else passes the packet filter.
+    /// a process of that cgroup, and on loopback addresses: nothing else passes the packet filter. They should be the same
+    /// as before a restart: a client that was still connecting to another port waits for its own time-out.
     pub fn set_enforcer(&self, v4: SocketAddrV4, v6: Option<SocketAddrV6>, own_cgroup: &Path) -> Result<(), BpfError> {
         for address in [Some(SocketAddr::V4(v4)), v6.map(SocketAddr::V6)].into_iter().flatten() {
             if address.port() == 0 || !address.ip().is_loopback() {
@@ -174,11 +175,14 @@ impl Kernel {
         let mut governed = lock(&self.governed);
         let file = open_cgroup(cgroup)?;
         let id = cgroup_id(cgroup).map_err(asked)?;
-        for (other, path) in governed.iter() {
-            if *other != id && path.starts_with(cgroup) {
+        for path in governed.values() {
+            if path == cgroup {
+                continue;
+            }
+            if path.starts_with(cgroup) {
                 return Err(BpfError::Nested { inner: path.clone(), outer: cgroup.to_owned() });
             }
-            if *other != id && cgroup.starts_with(path) {
+            if cgroup.starts_with(path) {
                 return Err(BpfError::Nested { inner: cgroup.to_owned(), outer: path.clone() });
             }
         }
@@ -201,7 +205,11 @@ impl Kernel {
         if cgroup_id(cgroup).map_err(asked)? != id {
             return Err(asked(io::Error::other("the cgroup was replaced by another meanwhile")));
         }
-        governed.retain(|_, path| path != cgroup);
+        // One that was at this path before is deleted; its links are of no use.
+        let before = governed.extract_if(.., |other, path| *other != id && path == cgroup).map(|(other, _)| other);
+        for other in before.collect::<Vec<_>>() {
+            self.pins.drop_cgroup(other).map_err(asked)?;
+        }
         governed.insert(id, cgroup.to_owned());
         Ok(())
     }
@@ -392,7 +400,8 @@ impl Maps {
         })
     }
 
-    /// Refuses everything: no heartbeat, no listeners, no sessions.
+    /// Refuses every new connection: no heartbeat, no sessions. The listeners' addresses stay: packets of connections
+    /// that an earlier enforcer had not accepted yet reach the next one, if it listens on the same ports.
     fn reset(&self) -> Result<(), BpfError> {
         self.beat(0)?;
         let map = Self::NAMES[2];
@@ -401,9 +410,7 @@ impl Maps {
         for id in known {
             absent_is_fine(sessions.remove(&id)).map_err(|source| BpfError::Map { map, source })?;
         }
-        lock(&self.enforcer)
-            .set(0, Enforcer::default(), 0)
-            .map_err(|source| BpfError::Map { map: Self::NAMES[0], source })
+        Ok(())
     }
 
     fn beat(&self, at: u64) -> Result<(), BpfError> {

@@ -33,6 +33,7 @@ const HOST_BPFFS: &str = "/sys/fs/bpf";
 #[derive(Debug)]
 pub(super) struct Pins {
     dir: PathBuf,
+    is_private: bool,
     _lock: Flock<File>,
 }
 
@@ -61,7 +62,8 @@ impl Pins {
             Errno::EWOULDBLOCK => BpfError::InUse { dir: dir.to_owned() },
             e => failed(e.into()),
         })?;
-        let pins = Self { dir: dir.to_owned(), _lock: lock };
+        let is_private = is_mount(dir).map_err(failed)? && in_own_mount_namespace();
+        let pins = Self { dir: dir.to_owned(), is_private, _lock: lock };
         builder().create(pins.maps()).map_err(failed)?;
         builder().create(pins.links()).map_err(failed)?;
         Ok(pins)
@@ -112,19 +114,18 @@ impl Pins {
     pub(super) fn drop_other_layouts(&self) -> io::Result<()> {
         let maps = self.maps();
         for entry in fs::read_dir(&self.dir)? {
-            let path = entry?.path();
-            if path != maps && path != self.links() {
-                remove_tree(&path)?;
+            let entry = entry?;
+            // A bpffs that was just mounted has files of the kernel's own.
+            if entry.path() != maps && entry.file_name().to_string_lossy().starts_with("maps_") {
+                remove_tree(&entry.path())?;
             }
         }
         Ok(())
     }
 
-    /// Whether the pins lie in a mount that only this process's mount namespace has.
+    /// Whether the pins lie in a mount that ends with this process.
     pub(super) fn is_private(&self) -> bool {
-        let own = fs::read_link("/proc/self/ns/mnt").ok();
-        let host = fs::read_link("/proc/1/ns/mnt").ok();
-        own != host && is_mount(&self.dir).unwrap_or(true)
+        self.is_private
     }
 
     fn maps(&self) -> PathBuf {
@@ -159,13 +160,26 @@ pub(super) fn remove(dir: &Path) -> io::Result<()> {
     }
     if is_bpffs(dir)? {
         for entry in fs::read_dir(dir)? {
-            remove_tree(&entry?.path())?;
+            let entry = entry?;
+            if entry.file_type()?.is_dir() {
+                remove_tree(&entry.path())?;
+            }
         }
         if is_mount(dir)? {
             nix::mount::umount2(dir, MntFlags::MNT_DETACH)?;
         }
     }
     fs::remove_dir(dir)
+}
+
+/// Whether whoever started this process gave it a mount namespace of its own, as service managers do.
+fn in_own_mount_namespace() -> bool {
+    let namespace = |pid: u32| fs::read_link(format!("/proc/{pid}/ns/mnt")).ok();
+    match std::os::unix::process::parent_id() {
+        // The first process of a container; its namespace is the container's.
+        0 => false,
+        parent => namespace(std::process::id()) != namespace(parent),
+    }
 }
 
 fn is_bpffs(dir: &Path) -> io::Result<bool> {
