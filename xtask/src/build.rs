@@ -15,13 +15,14 @@ pub struct Arguments {
 
 /// Builds the BPF object, then the binary; returns the path of the binary.
 pub fn run(arguments: &Arguments) -> Result<PathBuf> {
-    let object = build_ebpf::run()?;
+    // At its stable place, where the agent's build script finds it, also when tests are built.
+    build_ebpf::run()?;
     let mut cargo = shell::cargo();
     cargo.args(["build", "--locked", "--package", "portcullis", "--bin", "portcullis"]);
     if !arguments.debug {
         cargo.arg("--release");
     }
-    shell::run(cargo.env("PORTCULLIS_EBPF", object))?;
+    shell::run(&mut cargo)?;
     let profile = if arguments.debug { "debug" } else { "release" };
     let binary = shell::target_dir().join(profile).join("portcullis");
     println!("{}", binary.display());

@@ -16,8 +16,16 @@ use crate::shell;
 const BPF_LINKER: &str = "0.10.4";
 
 /// Debian packages that the tests and the demo use: peers and clients.
-const PACKAGES: &[&str] =
-    &["postgresql", "postgresql-contrib", "postgresql-client", "iproute2", "openssl", "libclang-dev", "python3", "nodejs"];
+const PACKAGES: &[&str] = &[
+    "postgresql",
+    "postgresql-contrib",
+    "postgresql-client",
+    "iproute2",
+    "openssl",
+    "libclang-dev",
+    "python3",
+    "nodejs",
+];
 
 #[derive(clap::Args)]
 pub struct Arguments {
