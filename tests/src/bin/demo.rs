@@ -21,6 +21,7 @@ fn main() -> Result<()> {
         let output = command.args(arguments).output()?;
         let text = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
         println!("{text}{}", if output.status.success() { "" } else { "(psql failed)\n" });
+        eprintln!("{}", output.status);
         Ok((output.status.success(), text))
     };
 
