@@ -21,7 +21,7 @@ fn main() -> Result<()> {
         let output = command.args(arguments).output()?;
         let text = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
         println!("{text}{}", if output.status.success() { "" } else { "(psql failed)\n" });
-        eprintln!("{}", output.status);
+
         Ok((output.status.success(), text))
     };
 
@@ -69,9 +69,9 @@ fn main() -> Result<()> {
     ensure!(text.contains("tcp") && text.contains("udp") && !text.contains("REACHED"), "a road was open");
 
     say("5. Nothing of the agent holds the password: environment, command line, memory.");
-    let hunt = "SELECT pg_catalog.count(*) FROM orders";
-    let mut idle = daemon.governed("psql", &["-X", &url, "-c", hunt, "-f", "/dev/stdin"])?;
+    let mut idle = daemon.governed("psql", &["-X", &url])?;
     let mut idle = idle.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
+    std::io::Write::write_all(&mut idle.stdin.as_ref().context("no input")?, b"SELECT count(*) FROM customers;\n")?;
     thread::sleep(Duration::from_secs(1));
     let searched = search(idle.id())?;
     println!("searched {searched} bytes of process {}: not found\n", idle.id());
