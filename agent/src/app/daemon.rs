@@ -263,10 +263,13 @@ fn spawn_upkeep(
                 let kernel = kernel.clone();
                 let found = tokio::task::spawn_blocking(move || kernel.verify()).await.unwrap_or_default();
                 let found: Vec<String> = found.iter().map(ToString::to_string).collect();
-                for problem in &found {
-                    tracing::error!("enforcement: {problem}");
+                {
+                    let mut known = problems.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+                    for problem in found.iter().filter(|problem| !known.contains(problem)) {
+                        tracing::error!("enforcement: {problem}");
+                    }
+                    *known = found;
                 }
-                *problems.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = found;
                 tokio::time::sleep(VERIFY_EVERY).await;
             }
         }

@@ -106,7 +106,7 @@ impl Desk for ControlDesk {
                 Request::Reload {} => {
                     self.must_operate(caller)?;
                     let hash = self.policies.reload("asked for").await.map_err(|refused| {
-                        Failure::new(Code::Failed, format!("the policies were refused, the old ones stay: {refused}"))
+                        Failure::new(Code::Failed, format!("the policies were refused, the old ones stay:\n{refused}"))
                             .help("`portcullis policy check` shows the places")
                     })?;
                     replies.item(&format!("policies loaded: {hash}")).await

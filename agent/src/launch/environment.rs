@@ -51,6 +51,21 @@ pub const UNSET: &[&str] = &[
     "LISTEN_PID",
 ];
 
+/// Variables that name a bundle of roots, for clients that take one bundle only.
+const BUNDLES: &[&str] = &[
+    "SSL_CERT_FILE",
+    "REQUESTS_CA_BUNDLE",
+    "CURL_CA_BUNDLE",
+    "GIT_SSL_CAINFO",
+    "AWS_CA_BUNDLE",
+    "PIP_CERT",
+    "CARGO_HTTP_CAINFO",
+    "NIX_SSL_CERT_FILE",
+    "HTTPLIB2_CA_CERTS",
+    "GRPC_DEFAULT_SSL_ROOTS_FILE_PATH",
+    "CLOUDSDK_CORE_CUSTOM_CA_CERTS_FILE",
+];
+
 /// What the daemon knows about a session, for its variables.
 #[derive(Debug)]
 pub struct Facts<'a> {
@@ -94,15 +109,7 @@ pub fn variables(facts: &Facts<'_>) -> BTreeMap<String, String> {
     set("PGSSLROOTCERT", &ca);
     set("NODE_EXTRA_CA_CERTS", &ca);
     set("DENO_CERT", &ca);
-    for name in [
-        "SSL_CERT_FILE",
-        "REQUESTS_CA_BUNDLE",
-        "CURL_CA_BUNDLE",
-        "GIT_SSL_CAINFO",
-        "AWS_CA_BUNDLE",
-        "PIP_CERT",
-        "CARGO_HTTP_CAINFO",
-    ] {
+    for name in BUNDLES {
         set(name, &bundle);
     }
     out

@@ -185,7 +185,7 @@ fn explain(error: &CliError, out: &mut dyn Write) -> Exit {
         CliError::Output(error) if error.kind() == io::ErrorKind::BrokenPipe => return Exit::Ok,
         CliError::Output(error) => (Exit::Failed, format!("cannot write the output: {error}"), None),
     };
-    let _ = writeln!(out, "portcullis: {}", print::one_line(&message));
+    let _ = writeln!(out, "portcullis: {}", print::lines(&message));
     if let Some(help) = help {
         let _ = writeln!(out, "  help: {}", print::one_line(&help));
     }

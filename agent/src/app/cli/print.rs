@@ -8,7 +8,7 @@ use std::{
     io::{self, IsTerminal, Write},
 };
 
-use comfy_table::{Attribute, Cell, Color, ContentArrangement, Table};
+use comfy_table::{Attribute, Cell, Color, ColumnConstraint, ContentArrangement, Table};
 
 /// Width where there is no terminal to ask.
 pub const WIDTH: u16 = 80;
@@ -75,6 +75,9 @@ pub fn table(header: &[&str], rows: Vec<Vec<Field>>, width: Option<u16>, colour:
         Colour::Always => table.enforce_styling(),
         Colour::Never => table.force_no_tty(),
     };
+    let keys: Vec<usize> = rows.first().map_or_else(Vec::new, |row| {
+        row.iter().enumerate().filter(|(_, Field(_, tone))| *tone == Tone::Key).map(|(at, _)| at).collect()
+    });
     table.set_header(header.iter().map(|name| Cell::new(name).add_attribute(Attribute::Bold)));
     for row in rows {
         table.add_row(row.into_iter().map(|Field(text, tone)| {
@@ -87,6 +90,12 @@ pub fn table(header: &[&str], rows: Vec<Vec<Field>>, width: Option<u16>, colour:
                 Tone::Bad => cell.fg(Color::Red),
             }
         }));
+    }
+    // An id that is broken over two lines cannot be copied.
+    for column in keys {
+        if let Some(column) = table.column_mut(column) {
+            column.set_constraint(ColumnConstraint::ContentWidth);
+        }
     }
     table.trim_fmt()
 }

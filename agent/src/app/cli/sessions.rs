@@ -25,7 +25,7 @@ pub(super) fn sessions(house: &Place, record: Option<&Path>, form: Form) -> Resu
         }
         None => ask_all(&house.socket()?, &Request::Sessions {})?,
     };
-    let header = &["SESSION", "WORKLOAD", "STATE", "STARTED", "BY", "COMMANDS", "INTENT"];
+    let header = &["SESSION", "WORKLOAD", "STATE", "STARTED", "SENT", "REFUSED", "INTENT"];
     listing(&rows, form, header, row, "No session was recorded.")
 }
 
@@ -36,18 +36,14 @@ pub(super) fn row(session: &SessionRow) -> Vec<Field> {
         "lost" => Tone::Warn,
         _ => Tone::Plain,
     };
-    let mut commands = session.commands.to_string();
-    if session.refused + session.held > 0 {
-        commands.push_str(&format!(" ({} refused, {} held)", session.refused, session.held));
-    }
     let started = session.started_at.get(5..16).unwrap_or(&session.started_at).replace('T', " ");
     vec![
         Field::toned(&session.session, Tone::Key),
         (&session.workload).into(),
         Field::toned(&session.state, tone),
         started.into(),
-        (&session.operator).into(),
-        commands.into(),
+        session.commands.to_string().into(),
+        session.refused.to_string().into(),
         print::shorten(session.intent.as_deref().unwrap_or("-"), 120).into(),
     ]
 }

@@ -160,7 +160,7 @@ fn tables_fit_80_columns_whatever_is_in_them() {
         refused: 7,
         held: 3,
     };
-    let header = &["SESSION", "WORKLOAD", "STATE", "STARTED", "BY", "COMMANDS", "INTENT"];
+    let header = &["SESSION", "WORKLOAD", "STATE", "STARTED", "SENT", "REFUSED", "INTENT"];
     let text = print::table(header, vec![sessions::row(&session)], Some(80), print::Colour::Never);
     assert!(widest(&text) <= 80, "{text}");
     // An id that is broken over lines cannot be copied.
