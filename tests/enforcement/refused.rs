@@ -1,8 +1,8 @@
 //! What a governed process cannot do, whatever it is: here it is root, and confined by nothing but the hooks.
 
 use std::{
-    io::{BufRead, BufReader, Write},
-    net::{SocketAddr, TcpStream},
+    io::{BufRead, BufReader, Read, Write},
+    net::{SocketAddr, TcpListener, TcpStream, UdpSocket},
     process::Stdio,
     time::Duration,
 };
@@ -112,4 +112,38 @@ fn a_second_redirector_is_refused_above_below_and_beside() {
     assert!(other.tell(&format!("govern {}", own.display())).contains("must not lie in one another"));
     assert_eq!(world.tell("verify"), "");
     assert!(world.act("agents/one", &["connect", "192.0.2.1:1"]).starts_with("ok "));
+}
+
+#[test]
+fn sockets_from_before_governing_are_cut_off() {
+    for cgroup in ["free", "agents/one"] {
+        let mut world = World::bare();
+        world.start();
+        let stream = TcpListener::bind("127.0.0.1:0").expect("a port");
+        let datagram = UdpSocket::bind("127.0.0.1:0").expect("a port");
+        let address = |found: std::io::Result<SocketAddr>| found.expect("an address").to_string();
+        let mut client = world
+            .command(cgroup, &["earlier", &address(stream.local_addr()), &address(datagram.local_addr())])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("the probe");
+        let mut lines = BufReader::new(client.stdout.take().expect("piped"));
+        let mut input = client.stdin.take().expect("piped");
+        let mut line = String::new();
+        lines.read_line(&mut line).expect("a line");
+        let (mut stream, _) = stream.accept().expect("it has connected");
+        world.govern();
+        world.allow("one");
+        writeln!(input).expect("it listens");
+        lines.read_line(&mut line).expect("a line");
+        assert_eq!(line, "ok\nok\n");
+        // What was sent over the loopback device is here by now, or was dropped.
+        stream.set_nonblocking(true).expect("a stream");
+        datagram.set_nonblocking(true).expect("a socket");
+        let came = (stream.read(&mut [0; 8]).ok(), datagram.recv(&mut [0; 8]).ok());
+        assert_eq!(came, if cgroup == "free" { (Some(1), Some(1)) } else { (None, None) }, "{cgroup}");
+        drop(input);
+        client.wait().expect("it ends");
+    }
 }

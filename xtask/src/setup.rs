@@ -104,7 +104,7 @@ fn is_installed(package: &str) -> bool {
 fn install_packages(packages: &[&str]) -> Result<()> {
     let apt = |arguments: &[&str]| {
         let mut command = Command::new("apt-get");
-        // No service may start: the tests run servers of their own.
+        // The tests run servers of their own; where no systemd starts it anyway, no service is started.
         command.args(arguments).env("DEBIAN_FRONTEND", "noninteractive").env("RUNLEVEL", "1");
         shell::run_quietly(&mut command)
     };

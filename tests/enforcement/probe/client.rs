@@ -1,7 +1,7 @@
 //! What a governed process tries. Each attempt prints one line: `ok ...` or `error ERRNO`.
 
 use std::{
-    io::{self, BufRead, BufReader, Read},
+    io::{self, BufRead, BufReader, Read, Write},
     net::{SocketAddr, TcpListener, TcpStream, UdpSocket},
     os::fd::{AsRawFd, FromRawFd, OwnedFd},
     sync::atomic::{AtomicUsize, Ordering},
@@ -23,6 +23,7 @@ pub fn act(action: &[&str]) -> Result<()> {
         ["listen"] => listen(),
         ["bind", address] => report(TcpListener::bind(address).map(|l| format!("{:?}", l.local_addr()))),
         ["options"] => options(),
+        ["earlier", stream, datagram] => earlier(stream, datagram),
         ["system-calls"] => system_calls(),
         // Again and again until killed: to see whether there is a moment without enforcement.
         ["hammer", ref addresses @ ..] => {
@@ -149,6 +150,22 @@ fn listen() -> Result<()> {
         Ok(_) => println!("somebody"),
         Err(_) => println!("nobody"),
     }
+    Ok(())
+}
+
+/// Opens a connection and a connected datagram socket, and uses them once more when told to: no hook of `connect` or
+/// `sendmsg` sees that.
+fn earlier(stream: &str, datagram: &str) -> Result<()> {
+    let mut stream = TcpStream::connect(stream)?;
+    let socket = UdpSocket::bind("127.0.0.1:0")?;
+    socket.connect(datagram)?;
+    println!("ok");
+    let _ = io::stdin().lock().read_line(&mut String::new())?;
+    let _ = stream.write_all(b"x");
+    let _ = socket.send(b"x");
+    println!("ok");
+    // Closing would send more.
+    let _ = io::stdin().lock().read_line(&mut String::new())?;
     Ok(())
 }
 
