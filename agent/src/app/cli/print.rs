@@ -12,6 +12,10 @@ use comfy_table::{Attribute, Cell, Color, ColumnConstraint, ContentArrangement, 
 
 /// Width where there is no terminal to ask.
 pub const WIDTH: u16 = 80;
+/// Blanks around a column.
+const PADDING: u16 = 2;
+/// Columns that the longest text of a row needs to be read.
+const ROOM: u16 = 14;
 
 /// Whether to colour.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -67,10 +71,8 @@ impl<T: AsRef<str>> From<T> for Field {
 pub fn table(header: &[&str], rows: Vec<Vec<Field>>, width: Option<u16>, colour: Colour) -> String {
     let mut table = Table::new();
     table.load_style(comfy_table::presets::NOTHING).set_content_arrangement(ContentArrangement::Dynamic);
-    match width {
-        Some(width) => table.set_width(width),
-        None => table.force_no_tty().set_width(terminal_width()),
-    };
+    let width = width.unwrap_or_else(terminal_width);
+    table.force_no_tty().set_width(width);
     match colour {
         Colour::Always => table.enforce_styling(),
         Colour::Never => table.force_no_tty(),
@@ -91,9 +93,16 @@ pub fn table(header: &[&str], rows: Vec<Vec<Field>>, width: Option<u16>, colour:
             }
         }));
     }
-    // An id that is broken over two lines cannot be copied.
-    for column in keys {
-        if let Some(column) = table.column_mut(column) {
+    let widths = table.column_max_content_widths();
+    let widest = (0..widths.len()).max_by_key(|at| widths[*at]);
+    let others: u16 = (0..widths.len()).filter(|at| Some(*at) != widest).map(|at| widths[at] + PADDING).sum();
+    for at in 0..widths.len() {
+        // Only the longest text is broken into lines, where the others leave it room. An id that is broken over two
+        // lines cannot be copied, so ids never are.
+        let whole = Some(at) != widest && others + ROOM <= width;
+        if (whole || keys.contains(&at))
+            && let Some(column) = table.column_mut(at)
+        {
             column.set_constraint(ColumnConstraint::ContentWidth);
         }
     }

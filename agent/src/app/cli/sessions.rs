@@ -17,6 +17,9 @@ use crate::{
     record::Event,
 };
 
+/// As much of an id as a table shows: its time in milliseconds and 15 random bits. `replay` and `quarantine` take it.
+const SHORT_ID: usize = 13;
+
 pub(super) fn sessions(house: &Place, record: Option<&Path>, form: Form) -> Result<Exit, CliError> {
     let rows: Vec<SessionRow> = match record {
         Some(dir) => {
@@ -38,7 +41,7 @@ pub(super) fn row(session: &SessionRow) -> Vec<Field> {
     };
     let started = session.started_at.get(5..16).unwrap_or(&session.started_at).replace('T', " ");
     vec![
-        Field::toned(&session.session, Tone::Key),
+        Field::toned(session.session.get(..SHORT_ID).unwrap_or(&session.session), Tone::Key),
         (&session.workload).into(),
         Field::toned(&session.state, tone),
         started.into(),
