@@ -75,6 +75,11 @@ impl Postgres {
         fs::read_to_string(self.dir.path().join("server.log")).unwrap_or_default()
     }
 
+    /// Where its Unix socket is.
+    pub fn socket_dir(&self) -> &Path {
+        self.dir.path()
+    }
+
     /// The CA certificate that its certificate is signed by.
     pub fn ca(&self) -> PathBuf {
         self.dir.path().join("data/ca.crt")

@@ -1,0 +1,140 @@
+//! Real clients through the real redirect, as root.
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::{
+    collections::BTreeMap,
+    io::{BufRead, BufReader, Write},
+    process::{Command, Output, Stdio},
+};
+
+use portcullis::record::{EventBody, read, verify};
+use portcullis_tests::{Daemon, Postgres, SHOP_POLICY};
+
+/// All of the shop and of pgbench is allowed.
+fn open_policy() -> String {
+    let allow = "\n[[rule]]\nname = \"all of public\"\nupstream = \"shop\"\n\
+        verbs = [\"read\", \"write\", \"delete\", \"schema\"]\ntargets = [\"**\"]\neffect = \"allow\"\n";
+    let base = SHOP_POLICY.split("[[rule]]").next().unwrap();
+    format!("{base}{allow}")
+}
+
+fn text(output: &Output) -> String {
+    format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
+}
+
+fn governed(daemon: &Daemon, program: &str, arguments: &[&str]) -> Output {
+    daemon.governed(program, arguments).unwrap().output().unwrap()
+}
+
+#[test]
+fn pgbench_runs_in_every_mode_and_every_statement_is_on_record() {
+    let server = Postgres::start().unwrap();
+    let port = server.port.to_string();
+    let socket = server.socket_dir().display().to_string();
+    let mut init = Command::new("pgbench");
+    init.args(["-i", "-q", "-h", &socket, "-p", &port, "-U", "postgres", "shop"]);
+    assert!(init.output().unwrap().status.success());
+    server.sql("shop", "GRANT ALL ON ALL TABLES IN SCHEMA public TO shop_agent").unwrap();
+    let daemon = Daemon::start(&server, &open_policy()).unwrap();
+    for mode in ["simple", "extended", "prepared"] {
+        for script in ["tpcb-like", "select-only"] {
+            let arguments = [
+                "-n",
+                "-M",
+                mode,
+                "-b",
+                script,
+                "-c",
+                "4",
+                "-t",
+                "50",
+                "-h",
+                "127.0.0.1",
+                "-p",
+                &port,
+                "-U",
+                "x",
+                "shop",
+            ];
+            let output = governed(&daemon, "pgbench", &arguments);
+            let text = text(&output);
+            assert!(output.status.success() && text.contains("number of failed transactions: 0"), "{mode}: {text}");
+        }
+    }
+    let arguments =
+        ["-n", "-M", "prepared", "-c", "16", "-j", "2", "-T", "20", "-h", "127.0.0.1", "-p", &port, "-U", "x"];
+    let arguments = [&arguments[..], &["-b", "tpcb-like@1", "-b", "select-only@9", "shop"]].concat();
+    let output = governed(&daemon, "pgbench", &arguments);
+    let text = text(&output);
+    assert!(output.status.success() && text.contains("number of failed transactions: 0"), "{text}");
+    // Per script: " - 123 transactions (...)".
+    let per_script: Vec<u64> =
+        text.lines().filter_map(|l| l.strip_prefix(" - ")?.split(" transactions").next()?.parse().ok()).collect();
+    let [tpcb, select] = per_script[..] else { panic!("{text}") };
+    let mut commands: BTreeMap<String, (u64, u64)> = BTreeMap::new();
+    for recorded in read::events(daemon.path("state/record")).unwrap() {
+        let event = recorded.unwrap().event;
+        let counts = commands.entry(event.session_id.to_string()).or_default();
+        match &event.body {
+            EventBody::Command { command, .. } if !command.contains("count(") => counts.0 += 1,
+            EventBody::Result { .. } => counts.1 += 1,
+            _ => {}
+        }
+    }
+    let largest = commands.values().map(|c| c.0).max().unwrap();
+    assert_eq!(largest, tpcb * 7 + select, "recorded against sent: {text}");
+}
+
+#[test]
+fn pg_dump_and_pg_restore_carry_the_masked_shop() {
+    let server = Postgres::start().unwrap();
+    server.sql("shop", "DROP TABLE payroll").unwrap();
+    server.sql("postgres", "CREATE DATABASE copy OWNER shop_agent").unwrap();
+    let daemon = Daemon::start(&server, &open_policy()).unwrap();
+    let port = server.port.to_string();
+    let dump = std::env::temp_dir().join(format!("portcullis-dump-{}", server.port));
+    let file = dump.display().to_string();
+    let connection = ["-h", "127.0.0.1", "-p", &port, "-U", "x"];
+    let output = governed(
+        &daemon,
+        "pg_dump",
+        &[&connection[..], &["-Fc", "--no-owner", "--no-acl", "-f", &file, "shop"]].concat(),
+    );
+    assert!(output.status.success(), "pg_dump: {}\n{}", text(&output), daemon.log());
+    let restore = [&connection[..], &["--no-owner", "--no-acl", "-d", "copy", &file]].concat();
+    let output = governed(&daemon, "pg_restore", &restore);
+    std::fs::remove_file(&dump).unwrap();
+    assert!(output.status.success(), "pg_restore: {}\n{}", text(&output), daemon.log());
+    assert_eq!(server.sql("copy", "SELECT count(*) FROM orders").unwrap(), "5000");
+    assert_eq!(server.sql("copy", "SELECT count(*) FROM customers WHERE email LIKE '%example%'").unwrap(), "0");
+}
+
+#[test]
+fn with_the_daemon_killed_no_road_is_open_and_the_record_is_whole() {
+    let server = Postgres::start().unwrap();
+    let mut daemon = Daemon::start(&server, SHOP_POLICY).unwrap();
+    let port = server.port.to_string();
+    let script = "import socket,sys\nfor _ in sys.stdin:\n  try:\n    \
+        s=socket.create_connection(('127.0.0.1',int(sys.argv[1])),5); s.sendall(bytes([0,0,0,8,4,210,22,47]))\n    \
+        print('answer', s.recv(1), flush=True)\n  except OSError as e: print('refused', e, flush=True)\n";
+    let mut command = daemon.governed("/usr/bin/python3", &["-c", script, &port]).unwrap();
+    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    let mut stdin = child.stdin.take().unwrap();
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    stdin.write_all(b"\n").unwrap();
+    assert_eq!(lines.next().unwrap().unwrap(), "answer b'S'", "{}", daemon.log());
+    daemon.kill().unwrap();
+    for _ in 0..3 {
+        stdin.write_all(b"\n").unwrap();
+        let line = lines.next().unwrap().unwrap();
+        assert!(line.starts_with("refused"), "a road is open: {line}");
+    }
+    daemon.launch().unwrap();
+    let report = verify(&daemon.path("state/record")).unwrap();
+    assert!(report.problem.is_none(), "{report:?}");
+    drop(stdin);
+    child.wait().unwrap();
+    let output =
+        governed(&daemon, "psql", &["-X", "-At", "-c", "SELECT 1", &format!("host=127.0.0.1 port={port} dbname=shop")]);
+    assert!(text(&output).contains('1'), "{}", text(&output));
+}
