@@ -15,7 +15,8 @@ fn open_policy() -> String {
     let allow = "\n[[rule]]\nname = \"all of public\"\nupstream = \"shop\"\n\
         verbs = [\"read\", \"write\", \"delete\", \"schema\"]\ntargets = [\"**\"]\neffect = \"allow\"\n";
     let base = SHOP_POLICY.split("[[rule]]").next().unwrap();
-    format!("{base}{allow}")
+    let masks = SHOP_POLICY.split_once("[[mask]]").unwrap().1;
+    format!("{base}{allow}\n[[mask]]{masks}")
 }
 
 fn text(output: &Output) -> String {
