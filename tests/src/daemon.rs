@@ -68,7 +68,7 @@ impl Daemon {
         command.arg("daemon").arg("--config").arg(self.path("portcullis.toml")).stdin(Stdio::null());
         self.child = Some(command.stdout(log.try_clone()?).stderr(log).spawn()?);
         let deadline = Instant::now() + Duration::from_secs(30);
-        while !self.cli(&["status"])?.status.success() {
+        while !self.cli(&["held"])?.status.success() {
             if let Some(status) = self.child.as_mut().context("not started")?.try_wait()? {
                 bail!("the daemon ended with {status}: {}", self.log());
             }
