@@ -5,8 +5,8 @@ use aya_ebpf::{bindings::BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB, macros::sock_ops, 
 use core::ptr::{addr_of, read_volatile};
 
 use crate::{
-    maps,
     carry::{ends, tuple},
+    maps,
 };
 
 #[sock_ops]

@@ -17,7 +17,6 @@ mod sendmsg;
 mod setsockopt;
 mod sock_create;
 
-
 /// Verdict of cgroup programs: refuse.
 const REFUSE: i32 = 0;
 /// Verdict of cgroup programs: go on.

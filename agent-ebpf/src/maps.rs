@@ -3,7 +3,7 @@
 use aya_ebpf::{
     bindings::BPF_SK_STORAGE_GET_F_CREATE,
     btf_maps::{Array, HashMap, SkStorage},
-    helpers::{generated::bpf_sk_storage_get, generated::bpf_ktime_get_ns},
+    helpers::{generated::bpf_ktime_get_ns, generated::bpf_sk_storage_get},
     macros::btf_map,
 };
 use core::{ffi::c_void, ptr};
