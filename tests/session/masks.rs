@@ -36,7 +36,7 @@ async fn a_masked_column_stays_masked() {
         "SELECT email FROM customers WHERE id = 7 UNION ALL SELECT email || '' FROM customers WHERE id = 7",
         "SELECT mail FROM contacts WHERE id = 7",
         "UPDATE customers SET name = name WHERE id = 7 RETURNING email",
-        "SELECT concat(card, iban) FROM customers WHERE id = 7",
+        "SELECT concat(card, ' ', iban) FROM customers WHERE id = 7",
     ] {
         match client.simple_query(sql).await {
             Ok(messages) => {
