@@ -46,6 +46,8 @@ const SUITES: &[Suite] = &[
         targets: &["--package", "portcullis-tests", "--test", "enforcement"],
         user: User::Root,
     },
+    Suite { name: "sql", targets: &["--package", "portcullis-tests", "--test", "sql"], user: User::Any },
+    Suite { name: "clients", targets: &["--package", "portcullis-tests", "--test", "clients"], user: User::Root },
 ];
 
 #[derive(clap::Args)]
