@@ -74,6 +74,16 @@ async fn a_client_that_leaves_withdraws_its_command() {
     let client = house.client().await.unwrap();
     client.simple_query("DELETE FROM orders").await.unwrap();
     assert_eq!(server.sql("shop", "SELECT count(*) FROM orders").unwrap(), "0");
+    assert_eq!(commands(&house, "DELETE FROM orders"), ["deny", "hold"]);
+}
+
+/// The effects on record of a command, in order.
+fn commands(house: &TestHouse, text: &str) -> Vec<String> {
+    let effect = |body: &EventBody| match body {
+        EventBody::Command { command, decision, .. } if &**command == text => Some(decision.effect.to_string()),
+        _ => None,
+    };
+    house.events().unwrap().iter().filter_map(|event| effect(&event.body)).collect()
 }
 
 #[tokio::test]
@@ -91,6 +101,7 @@ async fn a_cancel_request_withdraws_a_held_command() {
     let (client, done) = deleting.await.unwrap();
     assert_eq!(done.unwrap_err().code().unwrap().code(), "57014");
     client.simple_query("SELECT 1").await.unwrap();
+    assert_eq!(commands(&house, "DELETE FROM orders"), ["deny"]);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,6 +1,7 @@
 //! Sessions against a real PostgreSQL, over in-memory streams: no root, no kernel hooks.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod bounds;
 mod hold;
 mod masks;
 mod refuse;

@@ -7,7 +7,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 
 use crate::{POLICY, server};
 
-fn startup() -> BytesMut {
+pub fn startup() -> BytesMut {
     let mut body = BytesMut::new();
     body.put_i32(196_608);
     body.put_slice(b"user\0x\0database\0shop\0\0");
@@ -32,7 +32,7 @@ pub async fn logged_in(house: &TestHouse) -> DuplexStream {
 }
 
 /// Reads frames up to ReadyForQuery; returns what came before.
-async fn until_ready(io: &mut DuplexStream) -> Vec<(u8, Vec<u8>)> {
+pub async fn until_ready(io: &mut DuplexStream) -> Vec<(u8, Vec<u8>)> {
     let mut frames = Vec::new();
     loop {
         let tag = io.read_u8().await.unwrap();
@@ -46,7 +46,7 @@ async fn until_ready(io: &mut DuplexStream) -> Vec<(u8, Vec<u8>)> {
     }
 }
 
-async fn everything(io: &mut DuplexStream) -> String {
+pub async fn everything(io: &mut DuplexStream) -> String {
     let mut all = Vec::new();
     io.read_to_end(&mut all).await.unwrap();
     String::from_utf8_lossy(&all).into_owned()

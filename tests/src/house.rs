@@ -21,7 +21,7 @@ use portcullis::{
     record::{Event, RecordSettings, Recorder, read},
     secrets::Secrets,
     session::{Arrival, House, LiveTable, serve},
-    wire::Limits,
+    wire::{Budget, Limits},
 };
 use tokio::io::DuplexStream;
 
@@ -76,6 +76,7 @@ impl TestHouse {
             secrets: Arc::new(Secrets::new(None)),
             network: Arc::new(Net::new(Arc::new(RuntimeCa::new(Duration::from_secs(3600))?))),
             live: LiveTable::default(),
+            memory: Budget::new(limits.memory),
             limits,
             mask_key: [7; 32],
             protocols: protocol::all(),

@@ -40,6 +40,7 @@ use crate::{
     record::{Event, RecordSettings, Recorder},
     secrets::Secrets,
     session::House,
+    wire::{Budget, Limits},
 };
 
 /// Connections that the kernel keeps while we are busy.
@@ -99,6 +100,7 @@ async fn serve(settings: Arc<Settings>, policies: crate::policy::PolicySet) -> m
     let kernel = Arc::new(open_kernel(&settings, &root, &own, &addresses)?);
     let governor = Arc::new(Governor::new(root, own, kernel.clone()));
 
+    let limits = Limits { memory: settings.limits.memory, ..Limits::default() };
     let house = Arc::new(House {
         policies: ArcSwap::from_pointee(policies),
         recorder,
@@ -107,7 +109,8 @@ async fn serve(settings: Arc<Settings>, policies: crate::policy::PolicySet) -> m
         secrets: Arc::new(Secrets::new(std::env::var_os("CREDENTIALS_DIRECTORY").map(Into::into))),
         network: Arc::new(Net::new(ca)),
         live: Default::default(),
-        limits: Default::default(),
+        memory: Budget::new(limits.memory),
+        limits,
         mask_key: mask_key()?,
         protocols: crate::protocol::all(),
         connections: AtomicU64::new(0),

@@ -35,6 +35,7 @@ pub(super) fn check(settings: &Settings) -> Result<(), (&'static str, String)> {
     for (key, value, least) in [
         ("limits.connections", settings.limits.connections, 1),
         ("limits.sessions", settings.limits.sessions, 1),
+        ("limits.memory", settings.limits.memory, 64 << 20),
         ("control.max_request", settings.control.max_request, 4096),
     ] {
         if value < least {

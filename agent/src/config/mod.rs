@@ -202,6 +202,9 @@ pub struct LimitSection {
     pub connections: usize,
     /// Sessions at once.
     pub sessions: usize,
+    /// Memory for frames, prepared statements and parameters of all connections together, in bytes. A session gets a
+    /// quarter of it, a connection an eighth.
+    pub memory: usize,
     /// How long live connections may go on after SIGTERM.
     #[serde(deserialize_with = "duration")]
     pub drain: Duration,
@@ -209,7 +212,7 @@ pub struct LimitSection {
 
 impl Default for LimitSection {
     fn default() -> Self {
-        Self { connections: 10_000, sessions: 1_000, drain: Duration::from_secs(30) }
+        Self { connections: 10_000, sessions: 1_000, memory: 1 << 30, drain: Duration::from_secs(30) }
     }
 }
 

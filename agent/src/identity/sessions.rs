@@ -16,7 +16,10 @@ use super::{
     ids,
     persist::{self, Restored, Saved, Store},
 };
-use crate::action::{ProcessFacts, Subject};
+use crate::{
+    action::{ProcessFacts, Subject},
+    wire::Budget,
+};
 
 /// The longest sleep between looks at the wall clock, which may be set or may have run on while the host slept.
 const WALL_CLOCK_CHECK: Duration = Duration::from_secs(30);
@@ -142,6 +145,8 @@ pub struct Session {
     pub command: Vec<String>,
     /// Who started it.
     pub operator: String,
+    /// Memory for what is sent on its connections; set by the first of them.
+    pub memory: OnceLock<Arc<Budget>>,
     deadline: Option<Instant>,
     reason: OnceLock<EndReason>,
 }
@@ -174,6 +179,7 @@ impl Session {
             ended: CancellationToken::new(),
             command: saved.command,
             operator: saved.operator,
+            memory: OnceLock::new(),
             deadline: left.and_then(|left| Instant::now().checked_add(left)),
             reason: OnceLock::new(),
         }
@@ -250,6 +256,7 @@ impl Sessions {
             ended: CancellationToken::new(),
             command: new.command,
             operator: new.operator,
+            memory: OnceLock::new(),
             deadline: new.ttl.and_then(|ttl| Instant::now().checked_add(ttl)),
             reason: OnceLock::new(),
         });

@@ -14,7 +14,7 @@ use crate::{
     mask::MaskSet,
     policy::{Decision, Policy, Reason, UpstreamSpec},
     record::{Event, EventBody, Position},
-    wire::Limits,
+    wire::{Budget, Limits},
 };
 
 /// One connection.
@@ -29,6 +29,8 @@ pub struct ConnectionCx {
     pub address: Arc<str>,
     /// The rest of the house.
     pub house: Arc<House>,
+    /// Memory for what its peers send.
+    pub memory: Arc<Budget>,
     /// Cancelled when the connection must end; the reason is in `ending`.
     pub terminate: CancellationToken,
     /// Why it must end.
@@ -61,6 +63,7 @@ impl ConnectionCx {
         upstream: Arc<UpstreamSpec>,
         address: Arc<str>,
         house: Arc<House>,
+        memory: Arc<Budget>,
         judge: Judge,
     ) -> Self {
         Self {
@@ -69,6 +72,7 @@ impl ConnectionCx {
             upstream,
             address,
             house,
+            memory,
             terminate: CancellationToken::new(),
             ending: OnceLock::new(),
             database: OnceLock::new(),

@@ -24,6 +24,9 @@ use crate::{
     record::{DecisionNote, EventBody, Position},
 };
 
+/// Longest text of a command on record, in bytes.
+const RECORDED: usize = 1 << 20;
+
 /// Judges the commands of one connection.
 #[derive(Debug)]
 pub struct Gate {
@@ -189,10 +192,14 @@ async fn wait(
     rule: Arc<str>,
     mut pending: Pending,
 ) -> Result<Permit, Refusal> {
-    let since = Instant::now();
     let id = Arc::clone(pending.id());
-    let outcome = pending.outcome().await;
-    let waited = u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX);
+    let (outcome, waited) = {
+        let since = Instant::now();
+        let mut waiting = Waiting { cx: &cx, seq, command: &command, rule: &rule, id: &id, since, over: false };
+        let outcome = pending.outcome().await;
+        waiting.over = true;
+        (outcome, waiting.milliseconds())
+    };
     let decision_now = cx.decide(&command.action);
     let mut decided = note(Effect::Hold, &rule, None);
     let refusal = match outcome {
@@ -237,18 +244,58 @@ async fn wait(
     }
 }
 
+/// A wait for reviewers. Ended by anything but their answer (the client cancelled, left, or broke off), it leaves the
+/// command on record all the same.
+struct Waiting<'a> {
+    cx: &'a ConnectionCx,
+    seq: u64,
+    command: &'a Command,
+    rule: &'a Arc<str>,
+    id: &'a Arc<str>,
+    since: Instant,
+    over: bool,
+}
+
+impl Waiting<'_> {
+    fn milliseconds(&self) -> u64 {
+        u64::try_from(self.since.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        if self.over {
+            return;
+        }
+        let note = note(Effect::Deny, self.rule, Some(&"withdrawn before a reviewer answered".into()));
+        let body = event(self.seq, self.command, note, Some((Arc::clone(self.id), self.milliseconds())));
+        // Nothing ran and nobody is left to tell; a record that fails refuses all that follows.
+        let _ = self.cx.record(body);
+    }
+}
+
 fn event(seq: u64, command: &Command, decision: DecisionNote, waited: Option<(Arc<str>, u64)>) -> EventBody {
     let Action { parts, .. } = &command.action;
     let (hold, waited_ms) = waited.unzip();
     EventBody::Command {
         seq,
-        command: Arc::clone(&command.text),
+        command: recorded(&command.text),
         hash: data_encoding::HEXLOWER.encode(&command.hash),
         action: parts.to_vec(),
         decision,
         hold,
         waited_ms,
     }
+}
+
+/// The text that the record keeps. Beyond what can be read at all, which is refused, its beginning will do: the hash is of
+/// the whole.
+fn recorded(text: &Arc<str>) -> Arc<str> {
+    if text.len() <= RECORDED {
+        return Arc::clone(text);
+    }
+    let end = text.floor_char_boundary(RECORDED);
+    format!("{} [... {} more bytes]", &text[..end], text.len() - end).into()
 }
 
 fn note(effect: Effect, rule: &Arc<str>, reason: Option<&Arc<str>>) -> DecisionNote {

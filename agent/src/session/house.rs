@@ -26,7 +26,7 @@ use crate::{
     policy::{Policy, PolicySet, UpstreamSpec},
     record::{Event, EventBody, Recorder},
     secrets::Secrets,
-    wire::Limits,
+    wire::{Budget, Limits, OverBudget},
 };
 
 /// A protocol that the enforcer speaks.
@@ -56,6 +56,9 @@ pub enum SessionError {
     /// The upstream broke the protocol, refused or vanished.
     #[error("upstream: {0}")]
     Upstream(String),
+    /// It would take more memory than it may.
+    #[error("limit: {0}")]
+    Limit(#[from] OverBudget),
     /// Policy, a reviewer or an operator ended it.
     #[error("ended: {0}")]
     Ended(String),
@@ -88,6 +91,8 @@ pub struct House {
     pub live: LiveTable,
     /// Caps.
     pub limits: Limits,
+    /// Memory for what peers send.
+    pub memory: Arc<Budget>,
     /// Key of hashing masks: random, for this daemon's life.
     pub mask_key: [u8; 32],
     /// Protocols.
@@ -198,7 +203,9 @@ pub async fn serve(house: Arc<House>, arrival: Arrival) {
     };
     let id = house.connections.fetch_add(1, Ordering::Relaxed) + 1;
     let subject = identity::subject(&session, process);
-    let cx = Arc::new(ConnectionCx::new(id, subject, upstream, address, Arc::clone(&house), judge));
+    let session_memory = session.memory.get_or_init(|| Budget::share(&house.memory, house.limits.session_memory()));
+    let memory = Budget::share(session_memory, house.limits.connection_memory());
+    let cx = Arc::new(ConnectionCx::new(id, subject, upstream, address, Arc::clone(&house), memory, judge));
     let entry = house.live.enter(&cx);
     let stop = {
         let cx = Arc::clone(&cx);

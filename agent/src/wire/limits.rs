@@ -13,6 +13,9 @@ pub struct Limits {
     pub response: usize,
     /// Largest frame before a login is complete.
     pub login: usize,
+    /// What all connections together may hold of frames, prepared statements and parameters. A session gets a quarter of
+    /// it, a connection an eighth.
+    pub memory: usize,
     /// How much may wait to be written to either side before reading stops.
     pub queue: usize,
     /// How long a login may take, either side.
@@ -25,6 +28,18 @@ pub struct Limits {
     pub sample_rows: usize,
 }
 
+impl Limits {
+    /// One session's part of `memory`, so that no agent can use up what the others need.
+    pub fn session_memory(&self) -> usize {
+        self.memory / 4
+    }
+
+    /// One connection's part.
+    pub fn connection_memory(&self) -> usize {
+        self.memory / 8
+    }
+}
+
 impl Default for Limits {
     fn default() -> Self {
         Self {
@@ -32,6 +47,7 @@ impl Default for Limits {
             bulk: 16 << 20,
             response: 64 << 20,
             login: 16 << 10,
+            memory: 1 << 30,
             queue: 256 << 10,
             login_time: Duration::from_secs(15),
             pipeline: 16 << 10,

@@ -4,12 +4,14 @@
 //! The trade-off: frames are kept whole in memory up to a cap, because a command is judged whole. What outgrows the
 //! cap is refused, never passed.
 
+mod budget;
 mod limits;
 mod out;
 #[cfg(feature = "daemon")]
 pub mod pump;
 mod reader;
 
+pub use budget::{Budget, Charge, OverBudget};
 pub use limits::Limits;
 pub use out::OutQueue;
 pub use reader::{Reader, Short};

@@ -4,18 +4,21 @@
 use std::{
     io::{self, IoSlice},
     pin::Pin,
+    sync::Arc,
     task::{Context, Poll},
 };
 
 use bytes::BytesMut;
 use tokio::io::{AsyncRead, AsyncWrite};
 
-use super::OutQueue;
+use super::{Budget, Charge, OutQueue, OverBudget};
 
 /// Bytes asked of the socket at a time.
 const READ: usize = 16 << 10;
 /// Pieces written at a time.
 const PIECES: usize = 32;
+/// A frame up to this size is not charged for.
+const SMALL: usize = 64 << 10;
 
 /// One peer: its socket, what was read and not yet cut, what waits to be written.
 #[derive(Debug)]
@@ -29,17 +32,46 @@ pub struct Side<S> {
     /// The peer will send nothing more.
     pub ended: bool,
     read_total: u64,
+    gathering: Charge,
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Side<S> {
     /// Around a socket, with bytes that were already read from it.
     pub fn new(io: S, input: BytesMut) -> Self {
-        Self { io, input, output: OutQueue::default(), unflushed: false, ended: false, read_total: 0 }
+        Self {
+            io,
+            input,
+            output: OutQueue::default(),
+            unflushed: false,
+            ended: false,
+            read_total: 0,
+            gathering: Charge::default(),
+        }
     }
 
     /// The socket. Whatever waits in `input` and `output` is dropped.
     pub fn into_io(self) -> S {
         self.io
+    }
+
+    /// A frame of `declared` bytes has begun to come: makes room for all of it, if it is a large one. What is charged is
+    /// twice its size, because it is copied where it is changed or shown.
+    pub fn make_room(&mut self, declared: usize, memory: &Arc<Budget>) -> Result<(), OverBudget> {
+        if declared > SMALL && self.gathering.bytes() < declared * 2 {
+            // The old charge goes first: what gathered under it is used up.
+            self.gathering = Charge::default();
+            self.gathering = memory.charge(declared * 2)?;
+            self.input.reserve(declared.saturating_sub(self.input.len()));
+        }
+        Ok(())
+    }
+
+    /// Nothing of a large frame is in use any more: its memory is given back.
+    pub fn give_room_back(&mut self) {
+        if self.gathering.bytes() > 0 && self.input.len() < SMALL {
+            self.input = BytesMut::from(&self.input[..]);
+            self.gathering = Charge::default();
+        }
     }
 
     /// Bytes ever read.

@@ -56,6 +56,9 @@ impl Frame {
     }
 }
 
+/// Types of the frames that a client may send after its login.
+pub const FROM_CLIENT: &[u8] = b"QPBEDCHSFXdcf";
+
 /// Cuts the next whole frame off `input`. `None`: more bytes are needed. `cap` gives the largest declared length that
 /// a frame type may have.
 pub fn cut(input: &mut BytesMut, cap: impl Fn(u8) -> usize) -> Result<Option<Frame>, CutError> {
@@ -74,6 +77,12 @@ pub fn cut(input: &mut BytesMut, cap: impl Fn(u8) -> usize) -> Result<Option<Fra
         return Ok(None);
     }
     Ok(Some(Frame { bytes: input.split_to(declared + 1).freeze() }))
+}
+
+/// How many bytes the first frame takes that is not whole yet; 0 if that is not known, or not possible.
+pub fn declared(input: &[u8]) -> usize {
+    let length = input.first_chunk::<5>().map_or(0, |[_, length @ ..]| i32::from_be_bytes(*length));
+    usize::try_from(length).map_or(0, |length| length + 1)
 }
 
 /// Cuts a packet without a tag (startup, SSLRequest, CancelRequest) and returns its body.

@@ -22,6 +22,8 @@ pub const LOGIN: &str = "28000";
 pub const UNREACHABLE: &str = "08001";
 /// `connection_failure`.
 pub const LOST: &str = "08006";
+/// `out_of_memory`.
+pub const MEMORY: &str = "53200";
 /// `feature_not_supported`.
 pub const UNSUPPORTED: &str = "0A000";
 

@@ -14,6 +14,7 @@ use super::codec::{Field, Format};
 use crate::{
     action::{Action, Facts, Part, Target, Verb},
     sql::{StatementInfo, StatementKind},
+    wire::Charge,
 };
 
 /// What is known about a prepared statement.
@@ -33,6 +34,13 @@ pub struct Prepared {
     pub epoch: u64,
     /// Its result columns, once described.
     pub described: Described,
+    /// Its memory.
+    pub charge: Charge,
+}
+
+/// Bytes that a prepared statement may take: its text, and about seven times as much for what is known about it.
+pub fn weight(sql: &str, essence: &[u8]) -> usize {
+    sql.len() * 8 + essence.len()
 }
 
 /// The columns of a result, once the server has told them.
@@ -66,6 +74,9 @@ pub struct Portal {
     pub running: std::sync::atomic::AtomicBool,
     /// A description was asked for, by the client or by us.
     pub described: std::sync::atomic::AtomicBool,
+    /// Its memory.
+    #[expect(dead_code, reason = "given back when dropped")]
+    pub charge: Charge,
 }
 
 /// Everything that has a name.

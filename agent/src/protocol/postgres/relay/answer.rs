@@ -17,7 +17,7 @@ use crate::{
     action::{Action, ProtocolId, Target, Verb},
     protocol::postgres::{
         deny::{self, Message},
-        prepared::{Described, Prepared},
+        prepared::{Described, Prepared, weight},
     },
     session::{Begun, HoldNotice, Permit, Refusal},
     sql::{self, StatementInfo, StatementKind},
@@ -76,7 +76,7 @@ impl Relay {
             }
         };
         match then {
-            Then::Query { statements, sql, action } => self.forward_query(permit, statements, &sql, &action),
+            Then::Query { statements, sql, action } => self.forward_query(permit, statements, &sql, &action)?,
             Then::Parse { name, prepared } => {
                 self.upstream_queue().forward(permit);
                 let previous = self.registry.statements.insert(name.clone(), Arc::new(prepared));
@@ -90,7 +90,7 @@ impl Relay {
             Then::Execute { portal } => {
                 portal.running.store(true, Ordering::Relaxed);
                 let statement = Arc::clone(&portal.statement);
-                self.remember(&statement.statements, &statement.sql, &statement.action);
+                self.remember(&statement.statements, &statement.sql, &statement.action)?;
                 let op = self.op(&permit, &statement.statements, &statement.action);
                 self.upstream_queue().forward(permit);
                 self.owed.push_back(Expect::Execute { op: Box::new(op), portal });
@@ -104,15 +104,22 @@ impl Relay {
         Ok(())
     }
 
-    fn forward_query(&mut self, permit: Permit, statements: Vec<StatementInfo>, sql: &Arc<str>, action: &Action) {
-        self.remember(&statements, sql, action);
+    fn forward_query(
+        &mut self,
+        permit: Permit,
+        statements: Vec<StatementInfo>,
+        sql: &Arc<str>,
+        action: &Action,
+    ) -> Result<(), Stop> {
+        self.remember(&statements, sql, action)?;
         let op = self.op(&permit, &statements, action);
         self.upstream_queue().forward(permit);
         self.owed.push_back(Expect::Query(Box::new(op)));
+        Ok(())
     }
 
     /// Follows what a command changes in the session: path, prepared statements, cursors.
-    fn remember(&mut self, statements: &[StatementInfo], sql: &Arc<str>, action: &Action) {
+    fn remember(&mut self, statements: &[StatementInfo], sql: &Arc<str>, action: &Action) -> Result<(), Stop> {
         self.names.follow(statements);
         for statement in statements {
             let (name, inner, cursor) = match &statement.kind {
@@ -121,6 +128,9 @@ impl Relay {
                 _ => continue,
             };
             let text = sql.get(inner.clone()).unwrap_or(sql);
+            let named = if cursor { &self.registry.cursors } else { &self.registry.statements };
+            // It gets the meaning that the name has, too; see `merge_statement`.
+            let taken = named.get(name).map_or(0, |taken| taken.charge.bytes());
             let prepared = Prepared {
                 sql: text.into(),
                 shape: sql::shape(text).into(),
@@ -130,6 +140,7 @@ impl Relay {
                 essence: Bytes::copy_from_slice(text.as_bytes()),
                 epoch: self.names.epoch(),
                 described: Described::default(),
+                charge: self.cx.memory.charge(weight(sql, text.as_bytes()) + taken)?,
             };
             if cursor {
                 self.registry.merge_cursor(name.clone(), prepared);
@@ -137,6 +148,7 @@ impl Relay {
                 self.registry.merge_statement(name.clone(), prepared);
             }
         }
+        Ok(())
     }
 
     fn op(&self, permit: &Permit, statements: &[StatementInfo], action: &Action) -> Op {

@@ -20,10 +20,11 @@ use crate::{
     protocol::postgres::{
         codec::{self, Bind, Execute, Format, Frame, Malformed, Named, Parse, put, put_cstr},
         names::NameState,
-        prepared::{Described, Portal, Prepared},
+        prepared::{Described, Portal, Prepared, weight},
     },
     session::{Begun, Command, Inert, Refusal, SessionError, Standing},
     sql::{self, Classified, SettingRule, StatementInfo, StatementKind, setting_rule},
+    wire::{Charge, OverBudget},
 };
 
 /// A catalogue younger than this is not fetched again for a name that did not resolve.
@@ -71,6 +72,9 @@ impl Relay {
     }
 
     fn command_frame(&mut self, frame: Frame) -> Result<(), Stop> {
+        if self.registry.size() >= self.cx.limits().prepared && !matches!(frame.tag(), b'C' | b'S' | b'H' | b'X') {
+            return Err(SessionError::Client("too many prepared statements, portals or cursors".into()));
+        }
         self.masker.masks = self.cx.masks();
         self.masker.secrets = self.cx.house.secrets.known();
         match frame.tag() {
@@ -205,9 +209,6 @@ impl Relay {
             Err(Malformed::Encoding) => return self.unreadable(frame),
             Err(error) => return Err(SessionError::Client(error.to_string())),
         };
-        if self.registry.size() >= self.cx.limits().prepared {
-            return Err(SessionError::Client("too many prepared statements or portals".into()));
-        }
         let Some(classified) = self.classify(parse.sql, &frame) else { return Ok(()) };
         let action = self.registry.complete(&classified.action, &classified.statements);
         let prepared = Prepared {
@@ -218,6 +219,7 @@ impl Relay {
             essence: frame.bytes().slice_ref(parse.essence),
             epoch: self.names.epoch(),
             described: Described::default(),
+            charge: self.cx.memory.charge(weight(parse.sql, parse.essence))?,
         };
         let name = parse.name.to_owned();
         let command = Command {
@@ -245,7 +247,7 @@ impl Relay {
             self.refuse(missing(message), true);
             return Ok(());
         };
-        let statement = self.current(statement);
+        let statement = self.current(statement)?;
         let parameters = describe_parameters(&bind);
         let portal = Portal {
             formats: bind.formats,
@@ -254,6 +256,7 @@ impl Relay {
             running: AtomicBool::new(false),
             described: AtomicBool::new(false),
             statement: Arc::clone(&statement),
+            charge: self.cx.memory.charge(bind.essence.len())?,
         };
         let name = bind.portal.to_owned();
         let command = self.portal_command(&portal, &[], frame.bytes().clone());
@@ -262,15 +265,15 @@ impl Relay {
     }
 
     /// The statement under the names of now: PostgreSQL, too, looks names up again when `search_path` changed.
-    fn current(&self, statement: Arc<Prepared>) -> Arc<Prepared> {
+    fn current(&self, statement: Arc<Prepared>) -> Result<Arc<Prepared>, OverBudget> {
         if statement.epoch == self.names.epoch() {
-            return statement;
+            return Ok(statement);
         }
         let classified = sql::classify(&statement.sql, &self.names.names());
         let mut action = self.registry.complete(&classified.action, &classified.statements);
         // What it meant before still counts: under which names the server planned it is not known for certain.
         crate::protocol::postgres::prepared::append(&mut action, &statement.action);
-        Arc::new(Prepared {
+        Ok(Arc::new(Prepared {
             sql: Arc::clone(&statement.sql),
             shape: Arc::clone(&statement.shape),
             action,
@@ -278,7 +281,8 @@ impl Relay {
             essence: statement.essence.clone(),
             epoch: self.names.epoch(),
             described: Described::default(),
-        })
+            charge: self.cx.memory.charge(statement.charge.bytes())?,
+        }))
     }
 
     fn portal_command(&self, portal: &Portal, execute: &[u8], bytes: Bytes) -> Command {
@@ -421,6 +425,7 @@ fn empty_prepared() -> Prepared {
         essence: Bytes::new(),
         epoch: 0,
         described: Described::default(),
+        charge: Charge::default(),
     }
 }
 

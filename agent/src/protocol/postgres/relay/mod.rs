@@ -225,12 +225,24 @@ impl Relay {
     }
 
     fn drain_client(&mut self) -> Result<(), Stop> {
+        if self.wait.is_none() && self.upstream.output.is_empty() {
+            self.client.give_room_back();
+        }
         while !self.leaving && !self.client_stalled() {
             let limits = self.cx.limits();
             let (command, bulk) = (limits.command, limits.bulk);
+            if let Some(&tag) = self.client.input.first()
+                && !codec::FROM_CLIENT.contains(&tag)
+            {
+                // Before its length is waited for: that may be any.
+                return Err(SessionError::Client(format!("a frame of unknown type {:?} came", char::from(tag))));
+            }
             let cap = |tag| if tag == b'd' { bulk } else { command };
             match codec::cut(&mut self.client.input, cap) {
-                Ok(None) => return Ok(()),
+                Ok(None) => {
+                    let declared = codec::declared(&self.client.input);
+                    return Ok(self.client.make_room(declared, &self.cx.memory)?);
+                }
                 Ok(Some(frame)) => self.client_frame(frame)?,
                 Err(error) => return Err(SessionError::Client(error.to_string())),
             }
@@ -240,9 +252,15 @@ impl Relay {
 
     fn drain_upstream(&mut self) -> Result<(), Stop> {
         let cap = self.cx.limits().response;
+        if self.client.output.is_empty() {
+            self.upstream.give_room_back();
+        }
         while self.upstream_wait.is_none() {
             match codec::cut(&mut self.upstream.input, |_| cap) {
-                Ok(None) => return Ok(()),
+                Ok(None) => {
+                    let declared = codec::declared(&self.upstream.input);
+                    return Ok(self.upstream.make_room(declared, &self.cx.memory)?);
+                }
                 Ok(Some(frame)) => self.upstream_frame(frame)?,
                 Err(error) => return Err(SessionError::Upstream(error.to_string())),
             }
@@ -310,6 +328,7 @@ impl Relay {
     async fn last_words(&mut self, error: &SessionError) {
         let message = match error {
             SessionError::Client(why) => Message::fatal(deny::PROTOCOL, format!("portcullis: {why}")),
+            SessionError::Limit(over) => Message::fatal(deny::MEMORY, format!("portcullis: {over}")),
             SessionError::Ended(why) => Message::fatal(deny::SHUTDOWN, format!("portcullis: {why}")),
             SessionError::Upstream(_) => Message::fatal(deny::LOST, "portcullis: the upstream connection was lost"),
             SessionError::Enforcer(_) => Message::fatal("XX000", "portcullis: the enforcer failed; nothing was passed"),
