@@ -1,6 +1,8 @@
 //! Real clients through the real redirect, as root.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod languages;
+
 use std::{
     collections::BTreeMap,
     io::{BufRead, BufReader, Write},

@@ -99,6 +99,35 @@ async fn a_name_means_what_the_server_means() {
 }
 
 #[tokio::test]
+async fn a_path_that_is_not_answered_for_gives_no_rights() {
+    let server = server();
+    let sql = "CREATE SCHEMA other; CREATE TABLE other.payroll (id int); GRANT ALL ON SCHEMA other TO shop_agent;
+               GRANT ALL ON other.payroll TO shop_agent";
+    server.sql("shop", sql).unwrap();
+    let house = TestHouse::new(&server, POLICY).unwrap();
+    let client = house.client().await.unwrap();
+    // Sent behind a change that will not happen: outside of a transaction SET LOCAL does nothing, and what fails neither.
+    for change in [
+        "SET LOCAL search_path = other",
+        "SET search_path = other; SELECT 1/0",
+        "BEGIN; SET search_path = other; ROLLBACK",
+        "SET search_path = other; ROLLBACK",
+    ] {
+        let (_, read) = tokio::join!(client.simple_query(change), client.simple_query("SELECT * FROM payroll"));
+        assert_eq!(read.unwrap_err().code().unwrap().code(), "42501", "{change}");
+        client.simple_query("SET search_path = public").await.unwrap();
+    }
+    // Several statements are followed, too: what a pool says when it takes a connection back.
+    client.simple_query("SET search_path = other").await.unwrap();
+    client.simple_query("SELECT * FROM payroll").await.unwrap();
+    client.simple_query("SELECT pg_advisory_unlock_all(); CLOSE ALL; UNLISTEN *; RESET ALL;").await.unwrap();
+    client.simple_query("SELECT * FROM orders LIMIT 1").await.unwrap();
+    client.simple_query("SELECT * FROM payroll").await.unwrap_err();
+    client.simple_query("SET search_path = other; SET search_path = other").await.unwrap();
+    client.simple_query("SELECT * FROM payroll").await.unwrap();
+}
+
+#[tokio::test]
 async fn every_command_is_on_record_before_its_result() {
     let server = server();
     let house = TestHouse::new(&server, POLICY).unwrap();

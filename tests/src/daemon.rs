@@ -49,7 +49,7 @@ impl Daemon {
         fs::write(at("policies/bot.toml"), policy)?;
         let settings = format!(
             "policy_dir = {:?}\nstate_dir = {:?}\nruntime_dir = {:?}\nreviewers = [\"user:root\"]\n\
-             [listen]\nv4 = \"127.0.0.1:0\"\n[kernel]\ndaemon_cgroup = {:?}\n",
+             [listen]\nv4 = \"127.0.0.1:0\"\nv6 = \"[::1]:0\"\n[kernel]\ndaemon_cgroup = {:?}\n",
             at("policies"),
             at("state"),
             at("run"),

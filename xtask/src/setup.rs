@@ -2,6 +2,7 @@
 //! nothing. One line per step: `ok` was there, `installed` is new.
 
 use std::{
+    fs,
     io::Write as _,
     path::PathBuf,
     process::Command,
@@ -24,8 +25,13 @@ const PACKAGES: &[&str] = &[
     "openssl",
     "libclang-dev",
     "python3",
+    "python3-venv",
     "nodejs",
 ];
+
+/// Drivers of other languages, for the tests of clients: their folder below the tools, the file that pins their versions.
+const PYTHON: (&str, &str) = ("python", "tests/clients/requirements.txt");
+const NODE: (&str, &str) = ("node", "tests/clients/package-lock.json");
 
 #[derive(clap::Args)]
 pub struct Arguments {
@@ -40,13 +46,22 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     step("bpf-linker", has_bpf_linker, install_bpf_linker)?;
     if !arguments.build_only {
         step("Debian packages", || missing_packages().is_empty(), || install_packages(&missing_packages()))?;
+        // Its own step: some distributions' nodejs brings it.
+        step("npm", || shell::answer("npm", &["--version"]).is_some(), || install_packages(&["npm"]))?;
+        step("Python drivers", || is_current(PYTHON), install_python_drivers)?;
+        step("Node drivers", || is_current(NODE), install_node_drivers)?;
     }
     Ok(())
 }
 
-/// Where the project's own bpf-linker lies: in the target folder, never in the user's home.
+/// Where the project's own tools lie: in the target folder, never in the user's home.
+pub fn tools() -> PathBuf {
+    shell::target_dir().join("tools")
+}
+
+/// The project's own bpf-linker.
 pub fn bpf_linker() -> PathBuf {
-    shell::target_dir().join("tools/bin/bpf-linker")
+    tools().join("bin/bpf-linker")
 }
 
 fn step(name: &str, there: impl Fn() -> bool, install: impl FnOnce() -> Result<()>) -> Result<()> {
@@ -81,7 +96,7 @@ fn has_bpf_linker() -> bool {
 fn install_bpf_linker() -> Result<()> {
     print!("(about a minute) ");
     std::io::stdout().flush()?;
-    let tools = shell::target_dir().join("tools");
+    let tools = tools();
     let mut cargo = shell::cargo();
     cargo.args(["install", "bpf-linker", "--version", BPF_LINKER, "--locked", "--force", "--root"]).arg(&tools);
     // Its own build folder, so that this may run while something else builds in ours.
@@ -90,6 +105,38 @@ fn install_bpf_linker() -> Result<()> {
     // Half a gigabyte that nothing uses again; failing to remove it is no reason to fail.
     let _ = std::fs::remove_dir_all(tools.join("build"));
     Ok(())
+}
+
+/// Whether drivers are installed as the pinning file says: a copy of it lies beside them.
+fn is_current((folder, pins): (&str, &str)) -> bool {
+    let read = |path: PathBuf| fs::read(path).ok();
+    let installed = read(tools().join(folder).join("installed"));
+    installed.is_some() && installed == read(shell::root().join(pins))
+}
+
+fn note_current((folder, pins): (&str, &str)) -> Result<()> {
+    fs::copy(shell::root().join(pins), tools().join(folder).join("installed"))?;
+    Ok(())
+}
+
+fn install_python_drivers() -> Result<()> {
+    let folder = tools().join(PYTHON.0);
+    // The system's, which the tests run: not another one that comes first on the path.
+    shell::run_quietly(Command::new("/usr/bin/python3").args(["-m", "venv", "--clear"]).arg(&folder))?;
+    let mut pip = Command::new(folder.join("bin/pip"));
+    shell::run_quietly(pip.args(["install", "--quiet", "--requirement"]).arg(shell::root().join(PYTHON.1)))?;
+    note_current(PYTHON)
+}
+
+fn install_node_drivers() -> Result<()> {
+    let folder = tools().join(NODE.0);
+    fs::create_dir_all(&folder)?;
+    for file in ["package.json", "package-lock.json"] {
+        fs::copy(shell::root().join("tests/clients").join(file), folder.join(file))?;
+    }
+    let mut npm = Command::new("npm");
+    shell::run_quietly(npm.args(["ci", "--no-audit", "--no-fund", "--ignore-scripts"]).current_dir(&folder))?;
+    note_current(NODE)
 }
 
 fn missing_packages() -> Vec<&'static str> {

@@ -155,6 +155,7 @@ fn run_binary(binary: &Path, user: User) -> Result<(u64, u64)> {
     // Else it would ask cargo, which another user cannot reach.
     command.env("INSTA_WORKSPACE_ROOT", shell::root());
     command.env("PORTCULLIS_BIN", shell::target_dir().join("debug/portcullis"));
+    command.env("PORTCULLIS_TOOLS", setup::tools());
     command.stdin(Stdio::null()).stdout(Stdio::piped());
     let mut child = command.spawn().context("cannot start a test binary")?;
     let (mut passed, mut failed) = (0, 0);

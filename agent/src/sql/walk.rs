@@ -708,7 +708,8 @@ fn facts(statement: &Statement, changes: &[(&'static str, bool)], build: &mut Bu
     }
 }
 
-/// The setting's name, if the arguments of `set_config` are constants that change nothing beyond plans and formats.
+/// The setting's name, if it is constant and the call changes nothing beyond plans and formats. A free setting may take
+/// any value, also a computed one or a parameter: asyncpg puts `jit` back that way.
 fn harmless_setting(args: &[FunctionArg]) -> Option<String> {
     let constant = |arg: &FunctionArg| match arg {
         FunctionArg::Unnamed(FunctionArgExpr::Expr(Expr::Value(value))) => match &value.value {
@@ -719,10 +720,13 @@ fn harmless_setting(args: &[FunctionArg]) -> Option<String> {
         _ => None,
     };
     let [name, value, local] = args else { return None };
-    let (name, value, _) = (constant(name)?.to_ascii_lowercase(), constant(value)?, constant(local)?);
+    if [value, local].iter().any(|arg| !matches!(arg, FunctionArg::Unnamed(FunctionArgExpr::Expr(_)))) {
+        return None;
+    }
+    let name = constant(name)?.to_ascii_lowercase();
     match setting_rule(&name) {
         SettingRule::Free => Some(name),
-        rule @ SettingRule::Pinned(_) if rule.permits(&value) => Some(name),
+        rule @ SettingRule::Pinned(_) if constant(local).is_some() && rule.permits(&constant(value)?) => Some(name),
         _ => None,
     }
 }

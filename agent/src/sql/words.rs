@@ -226,7 +226,9 @@ mod tests {
     fn lists_are_sorted_and_hold_what_they_must() {
         assert!(SAFE.windows(2).all(|w| w[0] < w[1]));
         assert!(KEYWORDS.windows(2).all(|w| w[0].0 < w[1].0));
-        for name in ["lower", "count", "now", "row_number", "pg_get_viewdef", "format_type", "random"] {
+        for name in
+            ["lower", "count", "now", "row_number", "pg_get_viewdef", "format_type", "random", "pg_advisory_unlock_all"]
+        {
             assert_eq!(builtin(name), Builtin::Safe, "{name}");
         }
         for name in ["pg_read_file", "query_to_xml", "table_to_xmlschema", "lo_import", "pg_sleep", "set_config"] {

@@ -35,7 +35,11 @@ SELECT DISTINCT *, basetype::regtype::text AS basetype_name, elemtype::regtype::
 -- ~~
 SELECT current_setting('jit') AS cur, set_config('jit', 'off', false) AS new
 -- ~~
+SELECT set_config('jit', $1, false)
+-- ~~
 CLOSE ALL; UNLISTEN *; RESET ALL;
+-- ~~
+SELECT pg_advisory_unlock_all(); CLOSE ALL; UNLISTEN *; RESET ALL;
 -- ~~
 BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY DEFERRABLE
 -- ~~

@@ -1,23 +1,27 @@
 //! How a connection resolves names: the catalogue and the `search_path` as far as they are known for certain.
 //!
 //! `search_path` is followed through SET, RESET, DISCARD, `set_config`, and the end of transactions. Where it cannot be
-//! followed (a failed or rolled back change, several statements in one command), it is unknown, and unqualified names
-//! do not resolve: policy then sees `?.name`.
+//! followed (a failed change), it is unknown, and while a change is not answered for, more than one path may be in force.
+//! Names that do not resolve alike under all of them do not resolve: policy then sees `?.name`.
 
 use std::sync::Arc;
+
+use smallvec::SmallVec;
 
 use super::catalog::Catalog;
 use crate::sql::{Discard, Names, StatementInfo, StatementKind};
 
 /// The path as last known.
-type Path = Option<Vec<Arc<str>>>;
+type Path = Option<Arc<[Arc<str>]>>;
 
 /// Names of one connection.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct NameState {
     catalog: Arc<Catalog>,
     initial: Path,
     current: Path,
+    /// What it may still be, because changes are not answered for.
+    unsettled: Vec<Path>,
     /// What it was before the present transaction changed it.
     before: Option<Path>,
     /// The change ends with the transaction, whatever its end.
@@ -40,10 +44,11 @@ impl NameState {
     /// At login. `requested` is the `search_path` of the startup packet.
     pub fn new(catalog: Arc<Catalog>, requested: Option<&str>) -> Self {
         let initial = match requested {
-            None => Some(catalog.search_path.clone()),
+            None => Some(catalog.search_path.as_slice().into()),
             Some(list) => parse_list(list).map(|names| expand(&names, &catalog)),
         };
-        Self { catalog, current: initial.clone(), initial, before: None, local: false, epoch: 0, recheck: false }
+        let current = initial.clone();
+        Self { catalog, current, unsettled: Vec::new(), initial, before: None, local: false, epoch: 0, recheck: false }
     }
 
     /// Changes whenever a name may mean something else than before.
@@ -81,26 +86,26 @@ impl NameState {
         }
     }
 
-    /// Follows a command that goes upstream.
+    /// Follows a command that goes upstream. Until its answer is there, names resolve only where every path that may be in
+    /// force finds the same: the command may fail, and what comes behind it in the pipeline runs all the same.
     pub fn follow(&mut self, statements: &[StatementInfo]) {
-        let certain = statements.len() == 1;
         for statement in statements {
             match &statement.kind {
                 StatementKind::Set { name, value, local, .. } if name == "search_path" => {
-                    let path = match value {
-                        Some(names) if certain => Some(expand(&split_set_config(names), &self.catalog)),
-                        _ => None,
-                    };
-                    self.change(path);
+                    self.change(value.as_ref().map(|names| expand(&split_set_config(names), &self.catalog)));
                     self.local |= *local;
                 }
                 StatementKind::Reset { name } if name.as_deref().is_none_or(|name| name == "search_path") => {
-                    self.change(if certain { self.initial.clone() } else { None });
+                    self.change(self.initial.clone());
                 }
-                StatementKind::Discard { what: Discard::All } => {
-                    self.change(if certain { self.initial.clone() } else { None });
-                }
+                StatementKind::Discard { what: Discard::All } => self.change(self.initial.clone()),
                 StatementKind::RollbackTo { .. } if self.before.is_some() => self.change(None),
+                // What the transaction changed may be undone.
+                StatementKind::Rollback { .. } | StatementKind::Commit { .. } => {
+                    if let Some(before) = self.before.clone() {
+                        self.may_be(before);
+                    }
+                }
                 _ => {}
             }
         }
@@ -108,14 +113,30 @@ impl NameState {
 
     fn change(&mut self, path: Path) {
         let before = std::mem::replace(&mut self.current, path);
+        self.may_be(before.clone());
         self.before.get_or_insert(before);
         self.epoch += 1;
         self.recheck = true;
     }
 
+    fn may_be(&mut self, path: Path) {
+        if !self.unsettled.contains(&path) {
+            self.unsettled.push(path);
+            self.epoch += 1;
+        }
+    }
+
+    /// Everything that was sent is answered.
+    pub fn settled(&mut self) {
+        if !self.unsettled.is_empty() {
+            self.unsettled.clear();
+            self.epoch += 1;
+        }
+    }
+
     /// A statement failed: whatever was changed since the transaction began is uncertain.
     pub fn failed(&mut self) {
-        if self.before.is_some() {
+        if self.before.is_some() || !self.unsettled.is_empty() {
             self.current = None;
             self.epoch += 1;
         }
@@ -132,22 +153,38 @@ impl NameState {
         }
     }
 
-    /// The names while the path is not known.
-    pub fn without_path(&self) -> PathNames<'_> {
-        PathNames { catalog: &self.catalog, path: None }
+    /// The names while a command of several statements runs that may change the path.
+    pub fn amid<'a>(&'a self, statements: &[StatementInfo]) -> PathNames<'a> {
+        let mut after = self.clone();
+        after.follow(statements);
+        PathNames { catalog: &self.catalog, paths: after.paths() }
     }
 
     /// The names now.
     pub fn names(&self) -> PathNames<'_> {
-        PathNames { catalog: &self.catalog, path: self.current.as_deref() }
+        PathNames { catalog: &self.catalog, paths: self.paths() }
+    }
+
+    /// Every path that may be in force.
+    fn paths(&self) -> SmallVec<[Path; 1]> {
+        std::iter::once(&self.current).chain(&self.unsettled).cloned().collect()
     }
 }
 
-/// A resolver at one moment.
+/// A resolver at one moment. What it says holds under each of the paths.
 #[derive(Debug)]
 pub struct PathNames<'a> {
     catalog: &'a Catalog,
-    path: Option<&'a [Arc<str>]>,
+    paths: SmallVec<[Path; 1]>,
+}
+
+impl PathNames<'_> {
+    /// What every path finds; `None` where they differ, or one is not known.
+    fn agreed(&self, find: impl Fn(&[Arc<str>]) -> Option<Arc<str>>) -> Option<Arc<str>> {
+        let mut all = self.paths.iter().map(|path| find(path.as_deref()?));
+        let first = all.next()??;
+        all.all(|other| other.as_ref() == Some(&first)).then_some(first)
+    }
 }
 
 impl Names for PathNames<'_> {
@@ -155,12 +192,14 @@ impl Names for PathNames<'_> {
         if let Some(schema) = schema {
             return Some(schema.into());
         }
-        let path = self.path?;
-        // pg_catalog comes first unless the path says otherwise.
-        if !path.iter().any(|s| &**s == "pg_catalog") && self.catalog.relation("pg_catalog", name).is_some() {
-            return Some("pg_catalog".into());
-        }
-        path.iter().find(|schema| self.catalog.relation(schema, name).is_some()).cloned()
+        let in_catalog = self.catalog.relation("pg_catalog", name).is_some();
+        self.agreed(|path| {
+            // pg_catalog comes first unless the path says otherwise.
+            if in_catalog && !path.iter().any(|s| &**s == "pg_catalog") {
+                return Some("pg_catalog".into());
+            }
+            path.iter().find(|schema| self.catalog.relation(schema, name).is_some()).cloned()
+        })
     }
 
     fn function_schema(&self, schema: Option<&str>, name: &str) -> Option<Arc<str>> {
@@ -169,15 +208,16 @@ impl Names for PathNames<'_> {
         }
         // Overloads of all schemas of the path compete by their argument types, so one outside of pg_catalog counts
         // whatever its place.
-        let path = self.path?;
-        path.iter()
-            .find(|schema| &***schema != "pg_catalog" && self.catalog.has_function(schema, name))
-            .cloned()
-            .or_else(|| self.catalog.has_function("pg_catalog", name).then(|| "pg_catalog".into()))
+        self.agreed(|path| {
+            path.iter()
+                .find(|schema| &***schema != "pg_catalog" && self.catalog.has_function(schema, name))
+                .cloned()
+                .or_else(|| self.catalog.has_function("pg_catalog", name).then(|| "pg_catalog".into()))
+        })
     }
 
     fn creation_schema(&self) -> Option<Arc<str>> {
-        self.path?.first().cloned()
+        self.agreed(|path| path.first().cloned())
     }
 }
 
@@ -189,7 +229,7 @@ fn split_set_config(names: &[String]) -> Vec<String> {
     }
 }
 
-fn expand(names: &[String], catalog: &Catalog) -> Vec<Arc<str>> {
+fn expand(names: &[String], catalog: &Catalog) -> Arc<[Arc<str>]> {
     names
         .iter()
         .map(|name| if name == "$user" { Arc::clone(&catalog.current_user) } else { name.as_str().into() })

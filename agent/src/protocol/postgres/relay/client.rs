@@ -117,7 +117,7 @@ impl Relay {
         let mut classified = sql::classify(sql, &self.names.names());
         let several = classified.statements.len() > 1;
         if several && classified.statements.iter().any(NameState::affects_path) {
-            classified = sql::classify(sql, &self.names.without_path());
+            classified = sql::classify(sql, &self.names.amid(&classified.statements));
         }
         let recheck = unresolved(&classified.action) || self.names.needs_recheck();
         if recheck && (self.catalogs.is_stale() || self.names.catalog().age() > FRESH) {

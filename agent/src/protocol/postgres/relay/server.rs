@@ -261,6 +261,9 @@ impl Relay {
             self.names.transaction_ended(self.ending);
             self.ending = TransactionEnd::Committed;
         }
+        if self.owed.is_empty() {
+            self.names.settled();
+        }
         self.pass(frame);
         Ok(())
     }
