@@ -2,6 +2,8 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod languages;
+mod secrecy;
+mod waiting;
 
 use std::{
     collections::BTreeMap,

@@ -4,7 +4,7 @@ use std::{
     fs,
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
-    process::{Child, Command, Output, Stdio},
+    process::{Child, Command, ExitStatus, Output, Stdio},
     sync::atomic::{AtomicU32, Ordering},
     thread,
     time::{Duration, Instant},
@@ -64,8 +64,11 @@ impl Daemon {
     /// Starts the process, and waits until it answers.
     pub fn launch(&mut self) -> Result<()> {
         let log = fs::OpenOptions::new().create(true).append(true).open(self.path("log"))?;
-        let mut command = Command::new(binary()?);
+        // Cores are asked for, so that a test can see that there is none.
+        let mut command = Command::new("/bin/sh");
+        command.args(["-c", "ulimit -c unlimited 2>/dev/null; exec \"$0\" \"$@\""]).arg(binary()?);
         command.arg("daemon").arg("--config").arg(self.path("portcullis.toml")).stdin(Stdio::null());
+        command.current_dir(self.dir.path());
         self.child = Some(command.stdout(log.try_clone()?).stderr(log).spawn()?);
         let deadline = Instant::now() + Duration::from_secs(30);
         while !self.cli(&["held"])?.status.success() {
@@ -84,6 +87,19 @@ impl Daemon {
         child.kill()?;
         child.wait()?;
         Ok(())
+    }
+
+    /// Ends it with SIGABRT, as a fault would.
+    pub fn crash(&mut self) -> Result<ExitStatus> {
+        let mut child = self.child.take().context("not running")?;
+        ensure!(Command::new("kill").arg("-ABRT").arg(child.id().to_string()).status()?.success(), "kill failed");
+        Ok(child.wait()?)
+    }
+
+    /// Folders of its workloads' cgroups.
+    pub fn cgroups(&self) -> Vec<PathBuf> {
+        let roots = ["/sys/fs/cgroup/unified", "/sys/fs/cgroup"];
+        roots.iter().map(|root| Path::new(root).join(&self.slice)).filter(|path| path.is_dir()).collect()
     }
 
     /// Its process id.

@@ -4,6 +4,7 @@
 mod daemon;
 mod house;
 mod postgres;
+pub mod secret;
 
 pub use daemon::Daemon;
 pub use house::{TestHouse, reviewer};

@@ -116,7 +116,7 @@ pub struct CredentialRef {
 pub enum CredentialSource {
     /// No secret: the upstream trusts the user name or the client certificate.
     None,
-    /// First line of a file. A relative path is looked up in `$CREDENTIALS_DIRECTORY`.
+    /// Content of a file, without the line break at its end. A relative path is looked up in `$CREDENTIALS_DIRECTORY`.
     File {
         /// Where it is.
         path: PathBuf,

@@ -1,14 +1,13 @@
 //! The demo: the main job, end to end, on a private PostgreSQL. Every step asserts.
 
 use std::{
-    fs,
     process::{Command, Stdio},
     thread,
     time::Duration,
 };
 
 use anyhow::{Context, Result, ensure};
-use portcullis_tests::{Daemon, PASSWORD, Postgres, SHOP_POLICY};
+use portcullis_tests::{Daemon, Postgres, SHOP_POLICY, secret};
 
 fn main() -> Result<()> {
     let keep = std::env::args().any(|a| a == "--keep");
@@ -73,12 +72,12 @@ fn main() -> Result<()> {
     let mut idle = idle.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
     std::io::Write::write_all(&mut idle.stdin.as_ref().context("no input")?, b"SELECT count(*) FROM customers;\n")?;
     thread::sleep(Duration::from_secs(1));
-    let searched = search(idle.id())?;
+    let searched = secret::not_in_process(idle.id())?;
     println!("searched {searched} bytes of process {}: not found\n", idle.id());
     drop(idle.stdin.take());
     idle.wait()?;
-    for file in walk(&daemon.path("state"))?.into_iter().chain([daemon.path("log")]) {
-        ensure!(!contains(&fs::read(&file)?, PASSWORD.as_bytes()), "{} has the password", file.display());
+    for place in ["state", "log"] {
+        secret::not_in_files(&daemon.path(place))?;
     }
 
     say("6. The record: every session, and one of them replayed.");
@@ -104,47 +103,4 @@ fn main() -> Result<()> {
 
 fn say(text: &str) {
     println!("\x1b[1m{text}\x1b[0m\n");
-}
-
-fn contains(haystack: &[u8], needle: &[u8]) -> bool {
-    haystack.windows(needle.len()).any(|w| w == needle)
-}
-
-/// Looks for the password in everything that the process has; returns how many bytes that was.
-fn search(pid: u32) -> Result<u64> {
-    use std::os::unix::fs::FileExt;
-    let mut total = 0;
-    for name in ["environ", "cmdline"] {
-        let data = fs::read(format!("/proc/{pid}/{name}"))?;
-        total += data.len() as u64;
-        ensure!(!contains(&data, PASSWORD.as_bytes()), "the password is in /proc/{pid}/{name}");
-    }
-    let memory = fs::File::open(format!("/proc/{pid}/mem"))?;
-    for line in fs::read_to_string(format!("/proc/{pid}/maps"))?.lines() {
-        let Some((range, rest)) = line.split_once(' ') else { continue };
-        let Some((from, to)) = range.split_once('-') else { continue };
-        if !rest.starts_with('r') || line.contains("[vvar") || line.contains("[vsyscall") {
-            continue;
-        }
-        let (from, to) = (u64::from_str_radix(from, 16)?, u64::from_str_radix(to, 16)?);
-        let mut data = vec![0; usize::try_from(to - from)?];
-        let n = memory.read_at(&mut data, from).unwrap_or(0);
-        total += n as u64;
-        ensure!(!contains(&data[..n], PASSWORD.as_bytes()), "the password is in the memory of {pid}: {line}");
-    }
-    ensure!(total > 1_000_000, "only {total} bytes could be read");
-    Ok(total)
-}
-
-fn walk(dir: &std::path::Path) -> Result<Vec<std::path::PathBuf>> {
-    let mut files = Vec::new();
-    for entry in fs::read_dir(dir)? {
-        let path = entry?.path();
-        if path.is_dir() {
-            files.extend(walk(&path)?);
-        } else if path.is_file() {
-            files.push(path);
-        }
-    }
-    Ok(files)
 }

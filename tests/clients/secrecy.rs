@@ -1,0 +1,82 @@
+//! No secret in the agent, in the record, in the logs, in a core.
+
+use std::{
+    fs,
+    io::{BufRead, BufReader, Write},
+    os::unix::process::ExitStatusExt,
+    process::{Child, Stdio},
+};
+
+use portcullis_tests::{Daemon, PASSWORD, Postgres, SHOP_POLICY, secret};
+
+use crate::{governed, text};
+
+/// Every process in the cgroups of the daemon's workloads.
+fn governed_processes(daemon: &Daemon) -> Vec<u32> {
+    let mut all = Vec::new();
+    for root in daemon.cgroups() {
+        let mut folders = vec![root];
+        while let Some(folder) = folders.pop() {
+            let Ok(procs) = fs::read_to_string(folder.join("cgroup.procs")) else { continue };
+            all.extend(procs.lines().map(|pid| pid.parse::<u32>().unwrap()));
+            let children = fs::read_dir(&folder).unwrap().flatten().map(|entry| entry.path());
+            folders.extend(children.filter(|path| path.is_dir()));
+        }
+    }
+    all
+}
+
+/// Starts a client that answers a line for each line it gets, and has it use its connection once.
+fn busy(daemon: &Daemon, program: &str, arguments: &[&str], line: &str) -> Child {
+    let mut command = daemon.governed(program, arguments).unwrap();
+    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    writeln!(child.stdin.as_mut().unwrap(), "{line}").unwrap();
+    let mut answer = String::new();
+    BufReader::new(child.stdout.as_mut().unwrap()).read_line(&mut answer).unwrap();
+    assert!(answer.contains("1000"), "{answer}{}", daemon.log());
+    child
+}
+
+#[test]
+fn the_password_is_nowhere_but_in_the_daemon() {
+    let server = Postgres::start().unwrap();
+    let mut daemon = Daemon::start(&server, SHOP_POLICY).unwrap();
+    let port = server.port.to_string();
+    let url = format!("host=127.0.0.1 port={port} dbname=shop user=agent");
+    let query = "SELECT count(*) FROM customers;";
+    let mut clients = vec![
+        busy(&daemon, "psql", &["-X", "-At", &url], query),
+        busy(&daemon, "psql", &["-X", "-At", &format!("{url} sslmode=require")], query),
+        // A shell with a client below it: more than one process in the session.
+        busy(&daemon, "/bin/sh", &["-c", "psql -X -At \"$0\"; true", &url], query),
+    ];
+    // Refusals, errors and holds do not carry it either.
+    for sql in ["DROP TABLE orders", "SELECT 1/0", "SELECT pg_read_file('/etc/passwd')", "\\password"] {
+        let output = governed(&daemon, "psql", &["-X", &url, "-c", sql]);
+        assert!(!text(&output).contains(PASSWORD));
+    }
+    let processes = governed_processes(&daemon);
+    assert!(processes.len() >= 4, "{processes:?}");
+    for pid in &processes {
+        secret::not_in_process(*pid).unwrap();
+    }
+    // A governed process can read neither the daemon's memory nor its environment nor the credential.
+    let steal = format!(
+        "for f in /proc/{pid}/mem /proc/{pid}/environ /proc/{pid}/maps {file}; do \
+           head -c 1 $f >/dev/null 2>&1 && echo read $f; done; kill -ABRT {pid} 2>/dev/null && echo killed; true",
+        pid = daemon.pid(),
+        file = daemon.path("credential").display()
+    );
+    assert_eq!(text(&governed(&daemon, "/bin/sh", &["-c", &steal])), "");
+    for client in &mut clients {
+        drop(client.stdin.take());
+        client.wait().unwrap();
+    }
+    // A crash leaves no core, whatever limit the daemon was started with.
+    let status = daemon.crash().unwrap();
+    assert_eq!((status.signal(), status.core_dumped()), (Some(6), false));
+    let credential = daemon.path("credential");
+    fs::remove_file(credential).unwrap();
+    let searched = secret::not_in_files(&daemon.path("")).unwrap();
+    assert!(searched > 10_000, "only {searched} bytes of record and log");
+}
