@@ -3,6 +3,7 @@
 
 mod bounds;
 mod hold;
+mod logins;
 mod masks;
 mod refuse;
 mod wild;

@@ -28,6 +28,11 @@ pub struct Postgres {
 impl Postgres {
     /// Starts a server in a folder of its own, as `postgres` if we are root, else as ourselves.
     pub fn start() -> Result<Self> {
+        Self::start_with(&[])
+    }
+
+    /// The same with further settings, `name=value`.
+    pub fn start_with(settings: &[&str]) -> Result<Self> {
         let bin = binaries()?;
         let dir = tempfile::Builder::new().prefix("portcullis-pg-").tempdir()?;
         fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o711))?;
@@ -42,8 +47,8 @@ impl Postgres {
         let port = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
         let mut command = as_server(bin.join("postgres"))?;
         command.arg("-D").arg(&data).arg("-k").arg(dir.path()).arg("-p").arg(port.to_string());
-        for setting in ["listen_addresses=127.0.0.1", "fsync=off", "ssl=on", "max_connections=100", "log_statement=all"]
-        {
+        let usual = ["listen_addresses=127.0.0.1", "fsync=off", "ssl=on", "max_connections=100", "log_statement=all"];
+        for setting in usual.iter().chain(settings) {
             command.arg("-c").arg(setting);
         }
         let log = fs::File::create(dir.path().join("server.log"))?;
@@ -73,6 +78,20 @@ impl Postgres {
     /// The server's log.
     pub fn log(&self) -> String {
         fs::read_to_string(self.dir.path().join("server.log")).unwrap_or_default()
+    }
+
+    /// Replaces its rules of authentication; connections over its own socket stay trusted.
+    pub fn hba(&self, lines: &[&str]) -> Result<()> {
+        let all = format!("local all all trust\n{}\n", lines.join("\n"));
+        let reloads = || self.log().matches("reloading configuration files").count();
+        let before = reloads();
+        fs::write(self.dir.path().join("data/pg_hba.conf"), all)?;
+        self.sql("postgres", "SELECT pg_reload_conf()")?;
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while reloads() == before {
+            ensure!(Instant::now() < deadline, "the server does not reload");
+        }
+        Ok(())
     }
 
     /// Where its Unix socket is.

@@ -14,7 +14,7 @@ use std::{
 
 use aws_lc_rs::digest;
 use rustls::{
-    CertificateError, ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme,
+    CertificateError, ClientConfig, DigitallySignedStruct, InconsistentKeys, RootCertStore, SignatureScheme,
     client::{
         Resumption,
         danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
@@ -23,6 +23,7 @@ use rustls::{
     crypto::{CryptoProvider, aws_lc_rs as aws, verify_tls12_signature, verify_tls13_signature},
     pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime, pem::PemObject},
     server::ParsedCertificate,
+    sign::{CertifiedKey, SingleCertAndKey},
 };
 use tokio::time::{Instant, timeout};
 use tokio_rustls::{TlsAcceptor, TlsConnector};
@@ -109,6 +110,7 @@ fn client_config(spec: &TlsSpec) -> Result<ClientConfig, NetError> {
         (TlsMode::Require | TlsMode::VerifyCa, ca) => Check::Chain(Trust::load(ca.as_deref())?),
         (TlsMode::VerifyFull, ca) => Check::ChainAndName(Trust::load(ca.as_deref())?),
     };
+    let signing = provider.key_provider;
     let verifier = Arc::new(Verifier { provider: provider.clone(), check });
     let builder = ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
@@ -117,10 +119,16 @@ fn client_config(spec: &TlsSpec) -> Result<ClientConfig, NetError> {
         .with_custom_certificate_verifier(verifier);
     let mut config = match &spec.client {
         None => builder.with_no_client_auth(),
-        Some((chain, key)) => {
-            let bytes = secrets::read_private(key).map_err(|e| NetError::Settings(e.into()))?;
-            let key = PrivateKeyDer::from_pem_slice(&bytes).map_err(|e| unusable(key, &e))?;
-            builder.with_client_auth_cert(certificates(chain)?, key).map_err(|e| unusable(chain, &e))?
+        Some((chain, key_file)) => {
+            let bytes = secrets::read_private(key_file).map_err(|e| NetError::Settings(e.into()))?;
+            let key = PrivateKeyDer::from_pem_slice(&bytes).map_err(|e| unusable(key_file, &e))?;
+            let signer = signing.load_private_key(key).map_err(|e| unusable(key_file, &e))?;
+            let certified = CertifiedKey::new(certificates(chain)?, signer);
+            // Only the upstream judges our certificate: one of X.509 version 1, which the library cannot read, is as good.
+            if matches!(certified.keys_match(), Err(rustls::Error::InconsistentKeys(InconsistentKeys::KeyMismatch))) {
+                return Err(unusable(chain, &"the key is of another certificate"));
+            }
+            builder.with_client_cert_resolver(Arc::new(SingleCertAndKey::from(certified)))
         }
     };
     config.resumption = Resumption::disabled();
