@@ -6,9 +6,10 @@ mod secrecy;
 mod waiting;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     io::{BufRead, BufReader, Write},
     process::{Command, Output, Stdio},
+    thread,
 };
 
 use portcullis::record::{EventBody, read, verify};
@@ -112,6 +113,52 @@ fn pg_dump_and_pg_restore_carry_the_masked_shop() {
     assert!(output.status.success(), "pg_restore: {}\n{}", text(&output), daemon.log());
     assert_eq!(server.sql("copy", "SELECT count(*) FROM orders").unwrap(), "5000");
     assert_eq!(server.sql("copy", "SELECT count(*) FROM customers WHERE email LIKE '%example%'").unwrap(), "0");
+}
+
+#[test]
+fn what_was_acknowledged_before_a_kill_is_on_record() {
+    let server = Postgres::start().unwrap();
+    let mut daemon = Daemon::start(&server, SHOP_POLICY).unwrap();
+    let url = format!("host=127.0.0.1 port={} dbname=shop user=agent", server.port);
+    let mut psql = daemon.governed("psql", &["-X", "-At", "-q", &url]).unwrap();
+    let mut psql = psql.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+    let mut stdin = psql.stdin.take().unwrap();
+    let insert = |id: u64| format!("INSERT INTO orders VALUES ({id}, 1, 1, 1) RETURNING id;");
+    let writer = thread::spawn(move || {
+        for id in 10_000.. {
+            // Ends when psql has gone.
+            if writeln!(stdin, "{}", insert(id)).is_err() {
+                break;
+            }
+        }
+    });
+    let mut acknowledged = Vec::new();
+    for line in BufReader::new(psql.stdout.take().unwrap()).lines() {
+        acknowledged.push(line.unwrap().parse::<u64>().unwrap());
+        if acknowledged.len() == 500 {
+            daemon.kill().unwrap();
+        }
+    }
+    psql.wait().unwrap();
+    writer.join().unwrap();
+    assert!(acknowledged.len() >= 500, "{}", acknowledged.len());
+    daemon.launch().unwrap();
+    let report = verify(&daemon.path("state/record")).unwrap();
+    assert!(report.problem.is_none(), "{report:?}");
+    let recorded: BTreeSet<String> = read::events(daemon.path("state/record"))
+        .unwrap()
+        .filter_map(|recorded| match &recorded.unwrap().event.body {
+            EventBody::Command { command, .. } => Some(command.to_string()),
+            _ => None,
+        })
+        .collect();
+    for id in &acknowledged {
+        assert!(recorded.contains(&insert(*id)), "{id} was acknowledged and is not on record");
+    }
+    // And nothing ran that is not on record.
+    for id in server.sql("shop", "SELECT id FROM orders WHERE id >= 10000").unwrap().lines() {
+        assert!(recorded.contains(&insert(id.parse().unwrap())), "{id} ran and is not on record");
+    }
 }
 
 #[test]

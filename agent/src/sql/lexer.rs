@@ -12,6 +12,8 @@ use std::ops::Range;
 pub(super) const MAX_DEPTH: usize = 500;
 /// Longest text that is looked into, in bytes.
 pub(super) const MAX_TEXT: usize = 1 << 20;
+/// Most tokens that are looked into: a syntax tree takes up to a kilobyte for each.
+pub(super) const MAX_TOKENS: usize = 1 << 17;
 /// Longest identifier and operator in bytes (NAMEDATALEN - 1).
 const MAX_NAME: usize = 63;
 
@@ -99,7 +101,7 @@ pub(super) fn lex(text: &str) -> Result<Vec<Token>, LexError> {
         return Err(LexError::TooLong);
     }
     let mut lexer = Lexer { text, bytes: text.as_bytes(), at: 0 };
-    let mut tokens = Vec::with_capacity(text.len() / 5 + 4);
+    let mut tokens = Vec::with_capacity((text.len() / 5 + 4).min(MAX_TOKENS));
     let mut open: Vec<u8> = Vec::new();
     while let Some(token) = lexer.next()? {
         match token.lexeme {
@@ -112,6 +114,9 @@ pub(super) fn lex(text: &str) -> Result<Vec<Token>, LexError> {
         }
         if open.len() > MAX_DEPTH {
             return Err(LexError::TooDeep);
+        }
+        if tokens.len() == MAX_TOKENS {
+            return Err(LexError::TooLong);
         }
         tokens.push(token);
     }

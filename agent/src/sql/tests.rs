@@ -206,6 +206,15 @@ fn kinds_tell_the_protocol_what_changes() {
 }
 
 #[test]
+fn what_would_take_too_much_to_read_is_opaque() {
+    let opaque = |text: &str| classify(text, &Fixed).action.clarity == crate::action::Clarity::Opaque;
+    assert!(!opaque(&format!("select a{}", ",a".repeat(10_000))));
+    assert!(opaque(&format!("select a{}", ",a".repeat(super::lexer::MAX_TOKENS / 2))));
+    assert!(!opaque(&format!("select '{}'", "x".repeat(super::lexer::MAX_TEXT - 9))));
+    assert!(opaque(&format!("select '{}'", "x".repeat(super::lexer::MAX_TEXT))));
+}
+
+#[test]
 fn mentions_err_towards_more() {
     assert!(!mentions("select * from t").nested_wildcard);
     assert!(!mentions("select count(*) from t").nested_wildcard);
