@@ -161,6 +161,98 @@ fn what_was_acknowledged_before_a_kill_is_on_record() {
     }
 }
 
+/// Where the daemon listens, as it says itself.
+fn listen(daemon: &Daemon) -> Vec<String> {
+    // `status` fails where something is amiss on this host; what it prints counts.
+    let output = daemon.cli(&["status", "--json"]).unwrap();
+    let status: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    status["listen"].as_array().unwrap().iter().map(|a| a.as_str().unwrap().to_owned()).collect()
+}
+
+#[test]
+fn the_listener_outlives_the_daemon() {
+    let server = Postgres::start().unwrap();
+    let mut daemon = Daemon::start(&server, SHOP_POLICY).unwrap();
+    let url = format!("host=127.0.0.1 port={} dbname=shop user=agent", server.port);
+    let query = ["-X", "-At", &url, "-c", "SELECT count(*) FROM orders"];
+    let addresses = listen(&daemon);
+    assert_eq!(addresses.len(), 2, "{addresses:?}");
+    for round in 0..3 {
+        let before = daemon.pid().unwrap();
+        daemon.signal("KILL").unwrap();
+        for address in &addresses {
+            let thief = std::net::TcpListener::bind(address).unwrap_err();
+            assert_eq!(thief.kind(), std::io::ErrorKind::AddrInUse, "round {round}");
+        }
+        daemon.recovered(before).unwrap();
+        let output = governed(&daemon, "psql", &query);
+        assert_eq!(text(&output), "5000\n", "round {round}: {}", daemon.log());
+        assert_eq!(listen(&daemon), addresses);
+    }
+    assert!(verify(&daemon.path("state/record")).unwrap().problem.is_none());
+}
+
+/// What a service manager does: makes the sockets in a cgroup of its own, and hands them over as sd_listen_fds(3) says.
+const ACTIVATE: &str = r"
+import os, socket, sys
+root = next(r for r in ('/sys/fs/cgroup/unified', '/sys/fs/cgroup') if os.path.exists(r + '/cgroup.procs'))
+def enter(name):
+    os.makedirs(root + name, exist_ok=True)
+    open(root + name + '/cgroup.procs', 'w').write(str(os.getpid()))
+enter(sys.argv[1] + '/socket')
+made = []
+for family, host in ((socket.AF_INET, '127.0.0.1'), (socket.AF_INET6, '::1')):
+    s = socket.socket(family); s.bind((host, 0)); s.listen(64); made.append(os.dup2(s.fileno(), 30 + len(made)))
+enter(sys.argv[1] + '/service')
+for i, fd in enumerate(made): os.dup2(fd, 3 + i, inheritable=True)
+os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS=str(len(made)))
+os.execv(sys.argv[2], sys.argv[2:])
+";
+
+#[test]
+fn sockets_of_a_service_manager_are_taken_over() {
+    let server = Postgres::start().unwrap();
+    let mut daemon = Daemon::start(&server, SHOP_POLICY).unwrap();
+    daemon.kill().unwrap();
+    // Its name is that of a cgroup which is taken away with the daemon.
+    let cgroup = format!("/{}-daemon", daemon.slice());
+    daemon.launch_by(&["/usr/bin/python3", "-c", ACTIVATE, &cgroup]).unwrap();
+    let url = format!("host=127.0.0.1 port={} dbname=shop user=agent", server.port);
+    let output = governed(&daemon, "psql", &["-X", "-At", &url, "-c", "SELECT count(*) FROM orders"]);
+    assert_eq!(text(&output), "5000\n", "{}", daemon.log());
+}
+
+#[test]
+fn a_daemon_that_hangs_is_refused_until_it_goes_on() {
+    let server = Postgres::start().unwrap();
+    let daemon = Daemon::start(&server, SHOP_POLICY).unwrap();
+    let port = server.port.to_string();
+    let script = "import socket,sys\nfor _ in sys.stdin:\n  try:\n    \
+        s=socket.create_connection(('127.0.0.1',int(sys.argv[1])),5); s.close()\n    \
+        print('open', flush=True)\n  except ConnectionRefusedError: print('refused', flush=True)\n";
+    let mut child = daemon.governed("/usr/bin/python3", &["-c", script, &port]).unwrap();
+    let mut child = child.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    let mut stdin = child.stdin.take().unwrap();
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    let mut until = |wanted: &str| {
+        for _ in 0..1000 {
+            stdin.write_all(b"\n").unwrap();
+            if lines.next().unwrap().unwrap() == wanted {
+                return;
+            }
+            thread::sleep(std::time::Duration::from_millis(20));
+        }
+        panic!("never {wanted}");
+    };
+    until("open");
+    daemon.signal("STOP").unwrap();
+    until("refused");
+    daemon.signal("CONT").unwrap();
+    until("open");
+    child.kill().unwrap();
+    child.wait().unwrap();
+}
+
 #[test]
 fn with_the_daemon_killed_no_road_is_open_and_the_record_is_whole() {
     let server = Postgres::start().unwrap();

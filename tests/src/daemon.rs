@@ -4,7 +4,7 @@ use std::{
     fs,
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
-    process::{Child, Command, ExitStatus, Output, Stdio},
+    process::{Child, Command, Output, Stdio},
     sync::atomic::{AtomicU32, Ordering},
     thread,
     time::{Duration, Instant},
@@ -63,10 +63,16 @@ impl Daemon {
 
     /// Starts the process, and waits until it answers.
     pub fn launch(&mut self) -> Result<()> {
-        let log = fs::OpenOptions::new().create(true).append(true).open(self.path("log"))?;
         // Cores are asked for, so that a test can see that there is none.
-        let mut command = Command::new("/bin/sh");
-        command.args(["-c", "ulimit -c unlimited 2>/dev/null; exec \"$0\" \"$@\""]).arg(binary()?);
+        self.launch_by(&["/bin/sh", "-c", "ulimit -c unlimited 2>/dev/null; exec \"$0\" \"$@\""])
+    }
+
+    /// The same by way of another program, which gets the daemon's command line behind its own arguments.
+    pub fn launch_by(&mut self, way: &[&str]) -> Result<()> {
+        let log = fs::OpenOptions::new().create(true).append(true).open(self.path("log"))?;
+        let (program, arguments) = way.split_first().context("no program")?;
+        let mut command = Command::new(program);
+        command.args(arguments).arg(binary()?);
         command.arg("daemon").arg("--config").arg(self.path("portcullis.toml")).stdin(Stdio::null());
         command.current_dir(self.dir.path());
         self.child = Some(command.stdout(log.try_clone()?).stderr(log).spawn()?);
@@ -81,7 +87,7 @@ impl Daemon {
         Ok(())
     }
 
-    /// Kills it with SIGKILL.
+    /// Kills it with SIGKILL, supervisor and all.
     pub fn kill(&mut self) -> Result<()> {
         let mut child = self.child.take().context("not running")?;
         child.kill()?;
@@ -89,11 +95,26 @@ impl Daemon {
         Ok(())
     }
 
-    /// Ends it with SIGABRT, as a fault would.
-    pub fn crash(&mut self) -> Result<ExitStatus> {
-        let mut child = self.child.take().context("not running")?;
-        ensure!(Command::new("kill").arg("-ABRT").arg(child.id().to_string()).status()?.success(), "kill failed");
-        Ok(child.wait()?)
+    /// Sends a signal to the daemon itself, not to its supervisor.
+    pub fn signal(&self, name: &str) -> Result<()> {
+        let pid = self.pid()?.to_string();
+        ensure!(Command::new("kill").arg(format!("-{name}")).arg(&pid).status()?.success(), "cannot signal {pid}");
+        Ok(())
+    }
+
+    /// Waits until the supervisor has started another daemon than `before`, and it answers.
+    pub fn recovered(&mut self, before: u32) -> Result<()> {
+        let deadline = Instant::now() + Duration::from_secs(30);
+        while self.pid().is_ok_and(|pid| pid == before) || !self.cli(&["held"])?.status.success() {
+            ensure!(Instant::now() < deadline, "the daemon does not come back: {}", self.log());
+            thread::sleep(Duration::from_millis(20));
+        }
+        Ok(())
+    }
+
+    /// Name of its workloads' cgroup.
+    pub fn slice(&self) -> &str {
+        &self.slice
     }
 
     /// Folders of its workloads' cgroups.
@@ -102,9 +123,11 @@ impl Daemon {
         roots.iter().map(|root| Path::new(root).join(&self.slice)).filter(|path| path.is_dir()).collect()
     }
 
-    /// Its process id.
-    pub fn pid(&self) -> u32 {
-        self.child.as_ref().map_or(0, Child::id)
+    /// Its process id: the supervisor's child.
+    pub fn pid(&self) -> Result<u32> {
+        let supervisor = self.child.as_ref().context("not running")?.id();
+        let children = fs::read_to_string(format!("/proc/{supervisor}/task/{supervisor}/children"))?;
+        Ok(children.split_whitespace().next().context("the supervisor has no daemon")?.parse()?)
     }
 
     /// A path in its folder.

@@ -17,7 +17,7 @@ use arc_swap::ArcSwap;
 use miette::{IntoDiagnostic, WrapErr, miette};
 use sd_notify::NotifyState;
 use tokio::{
-    net::{TcpListener, TcpSocket},
+    net::TcpListener,
     signal::unix::{SignalKind, signal},
 };
 use tokio_util::sync::CancellationToken;
@@ -28,7 +28,9 @@ use super::{
     governor::{GovernedFence, Governor, current},
     harden, journal,
     lifecycle::{self, Lifecycle},
+    listening,
     policies::{self, Policies},
+    supervisor,
 };
 use crate::{
     bpf::{Kernel, KernelSettings},
@@ -43,19 +45,35 @@ use crate::{
     wire::{Budget, Limits},
 };
 
-/// Connections that the kernel keeps while we are busy.
-const BACKLOG: u32 = 1024;
 /// How long the runtime CA is valid. A new one is made at each start.
 const CA_VALIDITY: Duration = Duration::from_secs(365 * 24 * 3600);
 /// Time between checks that the kernel's links still stand.
 const VERIFY_EVERY: Duration = Duration::from_secs(10);
 
+/// How a daemon ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Ended {
+    /// It was told to.
+    Well,
+    /// It failed, and has said why.
+    Failed,
+}
+
 /// Runs until SIGTERM or SIGINT.
-pub(super) fn run(settings: Settings) -> miette::Result<()> {
+pub(super) fn run(settings: Settings) -> miette::Result<Ended> {
     if !nix::unistd::geteuid().is_root() {
         return Err(miette!(help = "run it with sudo, or start the service", "the daemon must be started by root"));
     }
     logging(&settings)?;
+    let Some(listeners) = listening::take()? else {
+        // First its cgroup: the sockets belong to it for good.
+        own_cgroup(&settings)?;
+        return supervisor::run(&listening::make(&settings)?);
+    };
+    if std::env::var_os(net::handed::VARIABLE).is_some() {
+        // Whoever takes the supervisor's place makes sockets of its own.
+        nix::sys::prctl::set_pdeathsig(nix::sys::signal::Signal::SIGKILL).into_diagnostic()?;
+    }
     for lack in harden::process() {
         tracing::warn!("{lack}");
     }
@@ -67,10 +85,15 @@ pub(super) fn run(settings: Settings) -> miette::Result<()> {
         )
     })?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().thread_name("portcullis").build();
-    runtime.into_diagnostic()?.block_on(serve(Arc::new(settings), policies))
+    runtime.into_diagnostic()?.block_on(serve(Arc::new(settings), policies, listeners))?;
+    Ok(Ended::Well)
 }
 
-async fn serve(settings: Arc<Settings>, policies: crate::policy::PolicySet) -> miette::Result<()> {
+async fn serve(
+    settings: Arc<Settings>,
+    policies: crate::policy::PolicySet,
+    listeners: Vec<std::net::TcpListener>,
+) -> miette::Result<()> {
     folder(&settings.state_dir, 0o700)?;
     folder(&settings.runtime_dir, 0o755)?;
     let control = Server::bind(&settings.control_socket(), &settings.control.group, settings.control.max_request)?;
@@ -91,13 +114,10 @@ async fn serve(settings: Arc<Settings>, policies: crate::policy::PolicySet) -> m
     bundle(&settings, &ca.certificate_pem())?;
 
     let (own, root) = own_cgroup(&settings)?;
-    let mut listeners = vec![listen(settings.listen.v4.into())?];
-    if let Some(v6) = settings.listen.v6 {
-        listeners.push(listen(v6.into())?);
-    }
     let addresses: Vec<SocketAddr> =
-        listeners.iter().map(TcpListener::local_addr).collect::<io::Result<_>>().into_diagnostic()?;
-    let kernel = Arc::new(open_kernel(&settings, &root, &own, &addresses)?);
+        listeners.iter().map(std::net::TcpListener::local_addr).collect::<io::Result<_>>().into_diagnostic()?;
+    let arriving = listening::cgroup(&listeners, &root)?;
+    let kernel = Arc::new(open_kernel(&settings, &root, &arriving, &addresses)?);
     let governor = Arc::new(Governor::new(root, own, kernel.clone()));
 
     let limits = Limits { memory: settings.limits.memory, ..Limits::default() };
@@ -153,6 +173,7 @@ async fn serve(settings: Arc<Settings>, policies: crate::policy::PolicySet) -> m
     for listener in listeners {
         let (house, kernel, stop, failed) = (house.clone(), kernel.clone(), stop_accepting.clone(), failed.clone());
         let limit = settings.limits.connections;
+        let listener = TcpListener::from_std(listener).into_diagnostic()?;
         tokio::spawn(async move {
             let take = |stream, _, place| accept::arrival(&house, &kernel, stream, place);
             if let Err(error) = net::listener::serve(listener, limit, stop, take).await {
@@ -302,7 +323,7 @@ async fn watch_policies(policies: Arc<Policies>) {
     }
 }
 
-fn open_kernel(settings: &Settings, root: &Path, own: &str, addresses: &[SocketAddr]) -> miette::Result<Kernel> {
+fn open_kernel(settings: &Settings, root: &Path, arriving: &Path, addresses: &[SocketAddr]) -> miette::Result<Kernel> {
     let kernel_settings = KernelSettings {
         pin_dir: settings.kernel.pin_dir.clone(),
         runtime_dir: settings.runtime_dir.clone(),
@@ -312,8 +333,7 @@ fn open_kernel(settings: &Settings, root: &Path, own: &str, addresses: &[SocketA
     let v4 = addresses.iter().find_map(|a| if let SocketAddr::V4(v4) = a { Some(*v4) } else { None });
     let v6 = addresses.iter().find_map(|a| if let SocketAddr::V6(v6) = a { Some(*v6) } else { None });
     let v4 = v4.ok_or_else(|| miette!("no IPv4 listener"))?;
-    let own = root.join(own.trim_start_matches('/'));
-    kernel.set_enforcer(v4, v6, &own).into_diagnostic().wrap_err("the kernel side did not take our listener")?;
+    kernel.set_enforcer(v4, v6, arriving).into_diagnostic().wrap_err("the kernel side did not take our listener")?;
     Ok(kernel)
 }
 
@@ -334,24 +354,6 @@ fn own_cgroup(settings: &Settings) -> miette::Result<(String, std::path::PathBuf
         .into_diagnostic()
         .wrap_err_with(|| format!("the daemon cannot move to its own cgroup {}", path.display()))?;
     Ok((cgroup::of_process(std::process::id())?, root))
-}
-
-fn listen(address: SocketAddr) -> miette::Result<TcpListener> {
-    let bound = (|| {
-        let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
-        // A restart must not wait for old connections; another listener's port is still not taken: socket(7).
-        socket.set_reuseaddr(true)?;
-        socket.bind(address)?;
-        socket.listen(BACKLOG)
-    })();
-    bound.map_err(|error: io::Error| {
-        let help = match error.kind() {
-            io::ErrorKind::AddrInUse => "another process listens there; stop it, or set `listen` to another port",
-            io::ErrorKind::AddrNotAvailable => "on a host without IPv6, set `listen.v6 = \"off\"`",
-            _ => "set `listen` to another loopback address and port",
-        };
-        miette!(help = help, "cannot listen on {address}: {error}")
-    })
 }
 
 fn record_settings(settings: &Settings) -> RecordSettings {

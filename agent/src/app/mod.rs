@@ -13,4 +13,6 @@ mod governor;
 mod harden;
 mod journal;
 mod lifecycle;
+mod listening;
 mod policies;
+mod supervisor;

@@ -5,7 +5,9 @@
 
 pub mod ca;
 mod dial;
+pub mod handed;
 pub mod listener;
+mod sockdiag;
 #[cfg(test)]
 #[expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 mod tests;

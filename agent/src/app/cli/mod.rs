@@ -101,7 +101,10 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
 fn run(cli: Cli) -> Result<Exit, CliError> {
     let house = Place { config: cli.config, socket: cli.socket };
     match cli.command {
-        Command::Daemon => super::daemon::run(house.settings()?).map_err(CliError::Report).map(|()| Exit::Ok),
+        Command::Daemon => super::daemon::run(house.settings()?).map_err(CliError::Report).map(|ended| match ended {
+            super::daemon::Ended::Well => Exit::Ok,
+            super::daemon::Ended::Failed => Exit::Failed,
+        }),
         Command::Run(run) => {
             let what = launch::Launch {
                 workload: run.workload,
