@@ -6,7 +6,7 @@ use std::{
     io,
     net::TcpListener,
     os::{
-        fd::{AsRawFd, FromRawFd, OwnedFd, RawFd},
+        fd::{AsRawFd, FromRawFd, IntoRawFd, OwnedFd, RawFd},
         unix::fs::MetadataExt,
     },
 };
@@ -55,7 +55,7 @@ fn adopt(number: RawFd) -> io::Result<TcpListener> {
     })();
     if let Err(error) = checked {
         // Not ours to close, then.
-        std::mem::forget(fd);
+        let _ = fd.into_raw_fd();
         return Err(error);
     }
     let listener = TcpListener::from(fd);
@@ -78,7 +78,7 @@ pub fn cgroup_id(listener: &TcpListener) -> io::Result<u64> {
 #[cfg(test)]
 #[expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 mod tests {
-    use std::{net::UdpSocket, os::fd::IntoRawFd};
+    use std::net::UdpSocket;
 
     use super::*;
 
