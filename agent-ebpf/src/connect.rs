@@ -120,8 +120,9 @@ fn admitted(ctx: *mut bpf_sock_addr, family: u32, address: [u32; 4], port: u32) 
     maps::enforcer()
 }
 
+/// Refuses, as a closed port and a socket that nobody listens to do.
 #[inline(always)]
-fn refuse() -> i32 {
+pub fn refuse() -> i32 {
     // SAFETY: a helper without preconditions. Where it fails the kernel answers EPERM, which refuses as well.
     unsafe { bpf_set_retval(-ECONNREFUSED) };
     REFUSE

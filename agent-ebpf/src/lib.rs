@@ -5,7 +5,7 @@
 #![cfg_attr(not(feature = "user"), no_std)]
 
 /// Version of every type and map in this crate; part of the folder where maps are pinned.
-pub const LAYOUT: u32 = 1;
+pub const LAYOUT: u32 = 2;
 
 /// A heartbeat older than this (nanoseconds) means that no enforcer is alive, and every connect is refused.
 pub const HEARTBEAT_STALE_NS: u64 = 2_000_000_000;
@@ -16,6 +16,18 @@ pub const MAX_TUPLES: usize = 65_536;
 
 /// How many sessions may be known at one time.
 pub const MAX_SESSIONS: usize = 65_536;
+
+/// How many paths of unix sockets all sessions may reach together.
+pub const MAX_UNIX_PATHS: usize = 65_536;
+
+/// Longest path of a unix socket, in bytes: `sun_path` in linux/un.h. One of this length has no NUL at its end.
+pub const UNIX_PATH_MAX: usize = 108;
+
+/// Room for such a path, a NUL, and what aligns a [`UnixPath`].
+pub const UNIX_PATH_ROOM: usize = 112;
+
+/// How much of the kernel's context is read for [`UnixPlaces`], in words of 8 bytes.
+pub const UNIX_CONTEXT_WORDS: usize = 5;
 
 /// `AF_INET`.
 pub const AF_INET: u32 = 2;
@@ -77,6 +89,26 @@ pub struct Tuple {
     pub server_port: u32,
 }
 
+/// A unix socket that a session may reach.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct UnixPath {
+    /// cgroup of the session.
+    pub cgroup_id: u64,
+    /// Absolute path, exactly as clients write it; zeros after it.
+    pub path: [u8; UNIX_PATH_ROOM],
+}
+
+/// Where the fields of the kernel's `struct bpf_sock_addr_kern` lie, in words of 8 bytes from its start. Zero: not known.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct UnixPlaces {
+    /// `uaddr`: pointer to the name.
+    pub address: u32,
+    /// `uaddrlen`: its length in bytes, with the family.
+    pub length: u32,
+}
+
 #[cfg(feature = "user")]
 mod user {
     // SAFETY: repr(C), no padding (checked below), no pointers, any bit pattern is a value.
@@ -85,9 +117,16 @@ mod user {
     unsafe impl aya::Pod for super::RawOrigin {}
     // SAFETY: as above.
     unsafe impl aya::Pod for super::Tuple {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for super::UnixPath {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for super::UnixPlaces {}
 }
 
 // The sum of the fields is the size: there is no hidden padding whose content would leak or compare unequal.
 const _: () = assert!(size_of::<Enforcer>() == 4 + 4 + 16 + 4 + 4);
 const _: () = assert!(size_of::<RawOrigin>() == 4 + 4 + 16 + 8 + 8 + 4 + 4 + 16);
 const _: () = assert!(size_of::<Tuple>() == 8 + 16 + 16 + 4 + 4);
+const _: () = assert!(size_of::<UnixPath>() == 8 + UNIX_PATH_ROOM);
+const _: () = assert!(UNIX_PATH_ROOM > UNIX_PATH_MAX);
+const _: () = assert!(size_of::<UnixPlaces>() == 4 + 4);

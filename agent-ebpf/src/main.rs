@@ -16,6 +16,7 @@ mod peername;
 mod sendmsg;
 mod setsockopt;
 mod sock_create;
+mod unix;
 
 /// Verdict of cgroup programs: refuse.
 const REFUSE: i32 = 0;

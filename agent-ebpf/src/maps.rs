@@ -1,13 +1,15 @@
 //! Maps, and the few helper calls on them that aya does not offer for every program type.
 
 use aya_ebpf::{
-    bindings::BPF_SK_STORAGE_GET_F_CREATE,
+    bindings::{BPF_F_NO_PREALLOC, BPF_SK_STORAGE_GET_F_CREATE},
     btf_maps::{Array, HashMap, SkStorage},
     helpers::{generated::bpf_ktime_get_ns, generated::bpf_sk_storage_get},
     macros::btf_map,
 };
 use core::{ffi::c_void, ptr};
-use portcullis_ebpf::{Enforcer, HEARTBEAT_STALE_NS, MAX_SESSIONS, MAX_TUPLES, RawOrigin, Tuple};
+use portcullis_ebpf::{
+    Enforcer, HEARTBEAT_STALE_NS, MAX_SESSIONS, MAX_TUPLES, MAX_UNIX_PATHS, RawOrigin, Tuple, UnixPath, UnixPlaces,
+};
 
 /// Entry 0: the enforcer's listeners.
 #[btf_map]
@@ -28,6 +30,14 @@ pub static ORIGINS: SkStorage<RawOrigin> = SkStorage::new();
 /// Origins on their way from the client's socket to the accepted one.
 #[btf_map]
 pub static TUPLES: HashMap<Tuple, RawOrigin, MAX_TUPLES> = HashMap::new();
+
+/// Unix sockets that sessions may reach. Most hosts have a few; memory is taken as they come.
+#[btf_map]
+pub static UNIX_PATHS: HashMap<UnixPath, u32, MAX_UNIX_PATHS, { BPF_F_NO_PREALLOC as usize }> = HashMap::new();
+
+/// Entry 0: where the kernel keeps the name of a unix socket's peer.
+#[btf_map]
+pub static UNIX_PLACES: Array<UnixPlaces, 1> = Array::new();
 
 /// The enforcer's listeners, or `None` before it has said where they are.
 #[inline(always)]
@@ -52,6 +62,20 @@ pub fn alive() -> bool {
 pub fn is_session(cgroup_id: u64) -> bool {
     // SAFETY: only the presence is used, never the value, so a concurrent removal cannot be seen half done.
     unsafe { SESSIONS.get(&cgroup_id) }.is_some()
+}
+
+/// Where the kernel keeps the name of a unix socket's peer, or `None` before the agent has said so.
+#[inline(always)]
+pub fn unix_places() -> Option<UnixPlaces> {
+    let places = *UNIX_PLACES.get(0)?;
+    (places.address != 0 && places.length != 0).then_some(places)
+}
+
+/// Whether the session may reach this unix socket.
+#[inline(always)]
+pub fn is_unix_path(key: &UnixPath) -> bool {
+    // SAFETY: as in `is_session`.
+    unsafe { UNIX_PATHS.get(key) }.is_some()
 }
 
 /// The origin kept with a socket, if there is one.

@@ -2,7 +2,9 @@
 //! what a confined process has left. Needs root; fails, and never skips, where it cannot run.
 
 mod confine;
+mod daemon;
 mod redirect;
 mod refused;
 mod survival;
+mod unix;
 mod world;

@@ -4,12 +4,12 @@ use std::{
     collections::BTreeSet,
     io,
     path::{Path, PathBuf},
-    sync::{Arc, RwLock},
+    sync::{Arc, Mutex, PoisonError, RwLock},
 };
 
 use arc_swap::ArcSwap;
 
-use crate::{config::cgroup, control::peer::Fence, policy::PolicySet};
+use crate::{config::cgroup, control::peer::Fence, identity::Session, policy::PolicySet};
 
 /// What the daemon asks of the kernel side. Implemented by `bpf::Kernel`; a trait so that the order of steps is tested
 /// without root.
@@ -18,6 +18,8 @@ pub(super) trait Enforcement: Send + Sync {
     fn govern(&self, cgroup: &Path) -> Result<(), Box<dyn std::error::Error + Send + Sync>>;
     /// Lets a session's cgroup reach the enforcer.
     fn allow_session(&self, cgroup_id: u64) -> Result<(), Box<dyn std::error::Error + Send + Sync>>;
+    /// Lets an allowed session reach exactly these unix sockets. Nothing where it is not allowed.
+    fn set_unix_paths(&self, cgroup_id: u64, paths: &[&str]) -> Result<(), Box<dyn std::error::Error + Send + Sync>>;
     /// Refuses it everything again.
     fn forget_session(&self, cgroup_id: u64) -> Result<(), Box<dyn std::error::Error + Send + Sync>>;
 }
@@ -29,6 +31,10 @@ impl Enforcement for crate::bpf::Kernel {
 
     fn allow_session(&self, cgroup_id: u64) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
         Ok(self.allow_session(cgroup_id)?)
+    }
+
+    fn set_unix_paths(&self, cgroup_id: u64, paths: &[&str]) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+        Ok(self.set_unix_paths(cgroup_id, paths)?)
     }
 
     fn forget_session(&self, cgroup_id: u64) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
@@ -85,12 +91,14 @@ pub(super) struct Governor {
     kernel: Arc<dyn Enforcement>,
     /// Relative to `root`. A cgroup that was governed stays so: its processes do not become free by a reload.
     governed: RwLock<BTreeSet<PathBuf>>,
+    /// Held from reading the policies to telling the kernel, so that the last to tell has read the newest.
+    telling: Mutex<()>,
 }
 
 impl Governor {
     /// `root`: mount of the cgroup2 tree; `own`: the daemon's cgroup as `/a/b`.
     pub(super) fn new(root: PathBuf, own: String, kernel: Arc<dyn Enforcement>) -> Self {
-        Self { root, own, kernel, governed: RwLock::default() }
+        Self { root, own, kernel, governed: RwLock::default(), telling: Mutex::default() }
     }
 
     /// Mount of the cgroup2 tree.
@@ -101,6 +109,20 @@ impl Governor {
     /// The kernel side.
     pub(super) fn kernel(&self) -> &dyn Enforcement {
         &*self.kernel
+    }
+
+    /// Tells the kernel which unix sockets the policy in force lets an allowed session reach. Called when a session is
+    /// allowed and when policies changed; a workload without a policy reaches none.
+    pub(super) fn give_unix(
+        &self,
+        policies: &ArcSwap<PolicySet>,
+        session: &Session,
+    ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+        let _telling = self.telling.lock().unwrap_or_else(PoisonError::into_inner);
+        let policies = policies.load();
+        let policy = policies.by_workload(&session.workload);
+        let paths: Vec<&str> = policy.iter().flat_map(|policy| &policy.workload().unix).map(String::as_str).collect();
+        self.kernel.set_unix_paths(session.cgroup_id, &paths)
     }
 
     /// Makes and governs the stable parents of all workloads. On an error, those that were governed stay so.
@@ -121,18 +143,18 @@ impl Governor {
             let path = self.root.join(&cgroup);
             std::fs::create_dir_all(&path).map_err(|source| GovernError::Make { path: path.clone(), source })?;
             self.kernel.govern(&path).map_err(|source| GovernError::Kernel { cgroup: cgroup.clone(), source })?;
-            self.governed.write().unwrap_or_else(std::sync::PoisonError::into_inner).insert(cgroup);
+            self.governed.write().unwrap_or_else(PoisonError::into_inner).insert(cgroup);
         }
         Ok(())
     }
 
     /// What is governed, relative to the root.
     pub(super) fn governed(&self) -> BTreeSet<PathBuf> {
-        self.governed.read().unwrap_or_else(std::sync::PoisonError::into_inner).clone()
+        self.governed.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     fn covers(&self, cgroup: &str) -> bool {
-        let governed = self.governed.read().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let governed = self.governed.read().unwrap_or_else(PoisonError::into_inner);
         governed.iter().any(|parent| cgroup::is_within(cgroup, &format!("/{}", parent.display())))
     }
 }

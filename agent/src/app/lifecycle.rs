@@ -131,7 +131,7 @@ impl Lifecycle {
         };
         let position = self.house.recorder.append(event(session, start)).map_err(failed)?;
         self.house.recorder.sync(position).await.map_err(failed)?;
-        self.governor.kernel().allow_session(session.cgroup_id).map_err(|error| {
+        self.allow(session).map_err(|error| {
             Failure::new(Code::Failed, format!("the kernel side did not take the session: {error}"))
         })?;
         caller.check_again()?;
@@ -145,6 +145,12 @@ impl Lifecycle {
         })?;
         // Still the same process: so it was it that was moved.
         caller.peer.check_alive().map_err(|error| Failure::new(Code::Denied, error.to_string()))
+    }
+
+    /// Gives a session its rights in the kernel.
+    fn allow(&self, session: &Session) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+        self.governor.kernel().allow_session(session.cgroup_id)?;
+        self.governor.give_unix(&self.house.policies, session)
     }
 
     fn opened(&self, session: &Session, relative: &Path) -> Opened {
@@ -210,7 +216,7 @@ impl Lifecycle {
     pub(super) fn adopt(&self, adopted: &[Arc<Session>], lost: &[LostSession]) {
         for session in adopted {
             let known = self.house.policies.load().by_workload(&session.workload).is_some();
-            let taken = known && self.governor.kernel().allow_session(session.cgroup_id).is_ok();
+            let taken = known && self.allow(session).is_ok();
             if taken {
                 tracing::info!(session = &*session.id, workload = &*session.workload, "session lives on");
             } else {

@@ -72,6 +72,12 @@ impl Policies {
                 // In force first: a connection that is entered now is judged by the new set.
                 self.house.policies.store(Arc::new(set));
                 self.house.live.rejudge(&self.house);
+                for session in self.house.sessions.list() {
+                    if let Err(error) = self.governor.give_unix(&self.house.policies, &session) {
+                        // What a policy takes is taken first, so a session may miss what it newly gives.
+                        tracing::error!(session = &*session.id, error, "a session's unix sockets could not be changed");
+                    }
+                }
                 *state = State { loaded_at: SystemTime::now(), refused: None };
                 Ok(hash)
             }

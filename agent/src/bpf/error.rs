@@ -85,6 +85,9 @@ pub enum BpfError {
     /// The enforcer must listen on the loopback device: nothing else passes the packet filter.
     #[error("the enforcer cannot listen on {0}: it must be a loopback address and a port")]
     Listener(SocketAddr),
+    /// No unix socket could have this path.
+    #[error("`{0}` cannot be the path of a unix socket: absolute, up to {max} bytes", max = portcullis_ebpf::UNIX_PATH_MAX)]
+    UnixPath(String),
     /// A map could not be changed.
     #[error("the kernel's table `{map}` cannot be changed")]
     Map {
@@ -135,6 +138,11 @@ pub enum Problem {
         /// Why not.
         why: String,
     },
+    /// The kernel has no hooks for unix sockets: governed processes reach them all.
+    Unix {
+        /// What it said.
+        why: String,
+    },
     /// The enforcer's own hook is gone: no connection gets an origin.
     Enforcer,
     /// The pins lie in a mount that ends with this process's mount namespace, and enforcement with it.
@@ -154,6 +162,9 @@ impl fmt::Display for Problem {
                 write!(f, "BPF program {program} also changes connections of {}", cgroup.display())
             }
             Self::Unknown { cgroup, why } => write!(f, "{} cannot be checked: {why}", cgroup.display()),
+            Self::Unix { why } => {
+                write!(f, "unix sockets of the host are not refused: this kernel cannot (Linux 6.7 can): {why}")
+            }
             Self::Enforcer => write!(f, "the enforcer's own hook is not attached; connections are refused"),
             Self::PrivateMount { dir } => {
                 write!(f, "{} is a mount of this process alone; enforcement ends with the process", dir.display())

@@ -40,6 +40,10 @@ pub(super) const GOVERNED: [Hook; 13] = [
     hook("connect6", REDIRECTS[1]),
 ];
 
+/// The hooks of a governed cgroup that a kernel may lack: `BPF_CGROUP_UNIX_CONNECT` and `BPF_CGROUP_UNIX_SENDMSG`. Attached
+/// before [`GOVERNED`]: they close roads.
+pub(super) const UNIX: [Hook; 2] = [hook("connect_unix", 49), hook("sendmsg_unix", 50)];
+
 /// The hook of the enforcer's own cgroup.
 pub(super) const ACCEPTED: Hook = hook("accepted", 3);
 

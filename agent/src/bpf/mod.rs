@@ -12,6 +12,7 @@
 //! The failure mode is refusal: a half-attached cgroup reaches nothing, a full table loses origins, and a connection
 //! without an origin is closed.
 
+mod btf;
 mod error;
 mod hooks;
 mod origin;
@@ -19,6 +20,7 @@ mod pins;
 mod sys;
 #[cfg(test)]
 mod tests;
+mod unix;
 
 pub use error::{BpfError, Problem};
 pub use origin::{Origin, OriginError};
@@ -49,6 +51,9 @@ use crate::identity::cgroup_id;
 /// The programs, or nothing where the binary was built without them.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/portcullis-ebpf"));
 
+/// Map of where the kernel keeps the name of a unix socket's peer.
+const UNIX_PLACES: &str = "UNIX_PLACES";
+
 /// What the kernel side needs to know.
 #[derive(Clone, Debug)]
 pub struct KernelSettings {
@@ -78,8 +83,10 @@ pub fn remove_pins(settings: &KernelSettings) -> io::Result<()> {
 pub struct Kernel {
     pins: Pins,
     cgroup_root: PathBuf,
-    /// In the order of [`GOVERNED`].
+    /// In the order of [`hooks::UNIX`] and [`GOVERNED`].
     programs: Vec<Loaded>,
+    /// Why there are none of [`hooks::UNIX`].
+    no_unix: Option<String>,
     accepted: Loaded,
     maps: Maps,
     own: Mutex<Option<Own>>,
@@ -92,6 +99,7 @@ struct Maps {
     heartbeat: Mutex<Array<MapData, u64>>,
     sessions: Mutex<HashMap<MapData, u64, u32>>,
     origins: SkStorage<MapData, RawOrigin>,
+    unix: unix::Paths,
 }
 
 /// What the enforcer said of itself.
@@ -117,8 +125,14 @@ impl Kernel {
             loader.map_pin_path(name, path.as_path());
         }
         let mut object = loader.load(OBJECT).map_err(|source| BpfError::Object(Box::new(source)))?;
-        let programs =
-            GOVERNED.iter().map(|hook| hooks::load(&mut object, *hook)).collect::<Result<Vec<_>, BpfError>>()?;
+        let mut places = take(&mut object, UNIX_PLACES, Array::try_from)?;
+        let (mut programs, no_unix) = match unix::load(OBJECT, &pins, &mut places) {
+            Ok(programs) => (programs, None),
+            Err(why) => (Vec::new(), Some(why)),
+        };
+        for hook in GOVERNED {
+            programs.push(hooks::load(&mut object, hook)?);
+        }
         let accepted = hooks::load(&mut object, ACCEPTED)?;
         let maps = Maps::take(&mut object)?;
         maps.reset()?;
@@ -126,6 +140,7 @@ impl Kernel {
             pins,
             cgroup_root: settings.cgroup_root.clone(),
             programs,
+            no_unix,
             accepted,
             maps,
             own: Mutex::new(None),
@@ -216,6 +231,7 @@ impl Kernel {
 
     /// Lets tasks in a cgroup below a governed one reach the enforcer.
     pub fn allow_session(&self, cgroup_id: u64) -> Result<(), BpfError> {
+        self.maps.unix.begin(cgroup_id);
         lock(&self.maps.sessions)
             .insert(cgroup_id, 1, 0)
             .map_err(|source| BpfError::Map { map: Maps::NAMES[2], source })
@@ -224,7 +240,14 @@ impl Kernel {
     /// Refuses the tasks of a cgroup every new connection. Not an error where it was not allowed.
     pub fn forget_session(&self, cgroup_id: u64) -> Result<(), BpfError> {
         absent_is_fine(lock(&self.maps.sessions).remove(&cgroup_id))
-            .map_err(|source| BpfError::Map { map: Maps::NAMES[2], source })
+            .map_err(|source| BpfError::Map { map: Maps::NAMES[2], source })?;
+        self.maps.unix.end(cgroup_id)
+    }
+
+    /// Lets an allowed session reach the unix sockets with exactly these paths, and no others. Does nothing for a session
+    /// that is not allowed.
+    pub fn set_unix_paths(&self, cgroup_id: u64, paths: &[&str]) -> Result<(), BpfError> {
+        self.maps.unix.set(cgroup_id, paths)
     }
 
     /// Tells the programs that the enforcer is alive. They refuse every connect when they have not heard for two seconds.
@@ -262,6 +285,9 @@ impl Kernel {
         let attached = own.as_ref().is_some_and(|own| sys::link_info(own.link.as_fd()).is_ok_and(|i| i.cgroup != 0));
         if own.is_some() && !attached {
             problems.push(Problem::Enforcer);
+        }
+        if let Some(why) = &self.no_unix {
+            problems.push(Problem::Unix { why: why.clone() });
         }
         if self.pins.is_private() {
             problems.push(Problem::PrivateMount { dir: self.pins.dir().to_owned() });
@@ -388,15 +414,16 @@ impl Own {
 }
 
 impl Maps {
-    const NAMES: [&str; 5] = ["ENFORCER", "HEARTBEAT", "SESSIONS", "ORIGINS", "TUPLES"];
+    const NAMES: [&str; 7] = ["ENFORCER", "HEARTBEAT", "SESSIONS", "ORIGINS", "TUPLES", unix::TABLE, UNIX_PLACES];
 
     fn take(object: &mut Ebpf) -> Result<Self, BpfError> {
-        let [enforcer, heartbeat, sessions, origins, _] = Self::NAMES;
+        let [enforcer, heartbeat, sessions, origins, ..] = Self::NAMES;
         Ok(Self {
             enforcer: Mutex::new(take(object, enforcer, Array::try_from)?),
             heartbeat: Mutex::new(take(object, heartbeat, Array::try_from)?),
             sessions: Mutex::new(take(object, sessions, HashMap::try_from)?),
             origins: take(object, origins, SkStorage::try_from)?,
+            unix: unix::Paths::new(take(object, unix::TABLE, HashMap::try_from)?),
         })
     }
 
@@ -410,7 +437,7 @@ impl Maps {
         for id in known {
             absent_is_fine(sessions.remove(&id)).map_err(|source| BpfError::Map { map, source })?;
         }
-        Ok(())
+        self.unix.reset()
     }
 
     fn beat(&self, at: u64) -> Result<(), BpfError> {

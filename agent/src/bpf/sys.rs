@@ -3,7 +3,7 @@
 #![expect(unsafe_code, reason = "system calls without a safe wrapper; the only such module of `bpf`")]
 
 use std::{
-    ffi::CString,
+    ffi::{CStr, CString},
     io,
     os::{
         fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
@@ -12,6 +12,9 @@ use std::{
     path::Path,
 };
 
+use aya_obj::generated::bpf_insn;
+
+const BPF_PROG_LOAD: libc::c_long = 5;
 const BPF_OBJ_PIN: libc::c_long = 6;
 const BPF_OBJ_GET: libc::c_long = 7;
 const BPF_OBJ_GET_INFO_BY_FD: libc::c_long = 15;
@@ -23,6 +26,9 @@ const BPF_F_QUERY_EFFECTIVE: u32 = 1;
 /// A `union bpf_attr`: 64-bit words, as long as the kernel of any version needs for these commands, the rest zero.
 type Attributes = [u64; 16];
 
+/// `BPF_PROG_TYPE_CGROUP_SOCK_ADDR`.
+const SOCK_ADDR: u32 = 18;
+
 /// What the kernel says of a link.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct LinkInfo {
@@ -32,6 +38,27 @@ pub(super) struct LinkInfo {
     pub(super) cgroup: u64,
     /// `enum bpf_attach_type`.
     pub(super) attach_type: u32,
+}
+
+/// Loads a program of the type for socket addresses. Its maps are relocated already.
+pub(super) fn load_sock_addr(program: &[bpf_insn], license: &CStr, attach_type: u32) -> io::Result<OwnedFd> {
+    // { prog_type, insn_cnt, insns, license, log_level, log_size, log_buf, kern_version, prog_flags, prog_name[16],
+    //   prog_ifindex, expected_attach_type }
+    let mut attributes: Words =
+        [words(SOCK_ADDR, program.len() as u32), program.as_ptr() as u64, license.as_ptr() as u64].into();
+    attributes.0[8] = words(0, attach_type);
+    let program = bpf(BPF_PROG_LOAD, &mut attributes)?;
+    // SAFETY: the kernel returned a new descriptor that nothing else owns.
+    Ok(unsafe { OwnedFd::from_raw_fd(program) })
+}
+
+/// The id of a program.
+pub(super) fn program_id(program: BorrowedFd<'_>) -> io::Result<u32> {
+    // struct bpf_prog_info: { type, id, .. }
+    let mut info = [0_u32; 64];
+    let mut attributes = [words(fd(program), size_of_val(&info) as u32), info.as_mut_ptr() as u64].into();
+    bpf(BPF_OBJ_GET_INFO_BY_FD, &mut attributes)?;
+    Ok(info[1])
 }
 
 /// Attaches a program to a cgroup, beside others.

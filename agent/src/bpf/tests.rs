@@ -1,6 +1,8 @@
 //! What needs no kernel. The rest is in `tests/enforcement`.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+use portcullis_ebpf::UnixPlaces;
+
 use super::*;
 
 fn raw(family: u32, address: [u8; 16], port: u32) -> RawOrigin {
@@ -35,13 +37,14 @@ fn an_origin_that_makes_no_sense_is_refused() {
 
 #[test]
 fn every_hook_has_a_name_and_a_place_of_its_own() {
-    let mut names: Vec<_> = GOVERNED.iter().map(|hook| hook.name).collect();
-    let mut places: Vec<_> = GOVERNED.iter().map(|hook| hook.attach_type).collect();
+    let all: Vec<_> = hooks::UNIX.iter().chain(&GOVERNED).collect();
+    let mut names: Vec<_> = all.iter().map(|hook| hook.name).collect();
+    let mut places: Vec<_> = all.iter().map(|hook| hook.attach_type).collect();
     names.sort_unstable();
     names.dedup();
     places.sort_unstable();
     places.dedup();
-    assert_eq!((names.len(), places.len()), (GOVERNED.len(), GOVERNED.len()));
+    assert_eq!((names.len(), places.len()), (all.len(), all.len()));
     // The road is opened last.
     assert!(GOVERNED.iter().rev().take(2).all(|hook| REDIRECTS.contains(&hook.attach_type)));
 }
@@ -55,4 +58,74 @@ fn a_daemon_that_listens_elsewhere_has_pins_elsewhere() {
     };
     assert_ne!(settings("/run/a", None).pin_dir(), settings("/run/b", None).pin_dir());
     assert_eq!(settings("/run/a", Some("/x")).pin_dir(), Path::new("/x"));
+}
+
+/// Type information with one structure of 40 bytes, in the format of the kernel's, after a type of every kind.
+fn types(structure: &str, fields: &[(&str, u32)]) -> Vec<u8> {
+    let mut names = vec![0];
+    let mut name = |text: &str| {
+        let at = names.len() as u32;
+        names.extend(text.bytes().chain([0]));
+        at
+    };
+    let mut words = Vec::new();
+    for (kind, details) in
+        [(1, 1), (2, 0), (3, 3), (6, 4), (8, 0), (12, 0), (13, 4), (14, 1), (15, 6), (17, 1), (19, 6)]
+    {
+        words.extend([name("other"), kind << 24 | 2, 0]);
+        words.extend(std::iter::repeat_n(7, details));
+    }
+    words.extend([name(structure), 4 << 24 | fields.len() as u32, 40]);
+    for (field, bits) in fields {
+        words.extend([name(field), 1, *bits]);
+    }
+    let bytes = 4 * words.len() as u32;
+    let mut all = vec![0x9f, 0xeb, 1, 0];
+    for word in [24, 0, bytes, bytes, names.len() as u32].into_iter().chain(words) {
+        all.extend(word.to_ne_bytes());
+    }
+    all.extend(names);
+    all
+}
+
+#[test]
+fn places_are_read_from_the_kernels_types() {
+    let context = |address, length| types("bpf_sock_addr_kern", &[("sk", 0), ("uaddr", address), ("uaddrlen", length)]);
+    let whole = context(64, 256);
+    assert_eq!(unix::read_places(&whole), Some(UnixPlaces { address: 1, length: 4 }));
+    assert_eq!(unix::read_places(&context(256, 64)), Some(UnixPlaces { address: 4, length: 1 }));
+    // Out of what is read, in the middle of a word, in the middle of a byte, at the start.
+    for (address, length) in [(320, 64), (64, 320), (96, 256), (64, 257), (0, 256)] {
+        assert_eq!(unix::read_places(&context(address, length)), None, "{address} {length}");
+    }
+    assert_eq!(unix::read_places(&types("bpf_sock_addr", &[("uaddr", 64), ("uaddrlen", 256)])), None);
+    assert_eq!(unix::read_places(&types("bpf_sock_addr_kern", &[("uaddr", 64)])), None);
+    for end in 0..whole.len() - 1 {
+        assert_eq!(unix::read_places(&whole[..end]), None, "cut at {end}");
+    }
+    // Any byte may be wrong: it is an answer or none, and no panic.
+    for at in 0..whole.len() {
+        for byte in [0, 1, 0x7f, 0xff] {
+            let mut broken = whole.clone();
+            broken[at] = byte;
+            let _ = unix::read_places(&broken);
+        }
+    }
+}
+
+#[test]
+fn the_running_kernels_types_are_read() {
+    let types = fs::read("/sys/kernel/btf/vmlinux").unwrap();
+    assert_eq!(btf::offsets(&types, "list_head", ["prev", "next"]), Some([8, 0]));
+    assert_eq!(btf::offsets(&types, "list_head", ["previous"]), None);
+}
+
+#[test]
+fn a_path_that_no_program_looks_up_has_no_key() {
+    let longest = format!("/{}", "p".repeat(107));
+    let key = unix::key(7, &longest).unwrap();
+    assert_eq!((key.cgroup_id, &key.path[..108], &key.path[108..]), (7, longest.as_bytes(), &[0; 4][..]));
+    for path in ["", "a", "@a", "\0a", "/a\0b", &format!("{longest}p")] {
+        assert!(unix::key(7, path).is_none(), "{path:?}");
+    }
 }

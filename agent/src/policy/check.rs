@@ -14,6 +14,10 @@ use super::{
 };
 use crate::action::{Glob, MaskSpec, ProtocolId, Verb};
 
+/// Most unix sockets of one workload: the kernel's table is shared by all sessions.
+const MAX_UNIX: usize = 64;
+/// `sun_path` in linux/un.h, in bytes.
+const MAX_UNIX_PATH: usize = 108;
 const DEFAULT_EXEC_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Whether reading the file cut out upstreams, whose names are then not missed.
@@ -83,10 +87,40 @@ impl Checker<'_> {
             cgroup: workload.cgroup.value.clone(),
             tenant: workload.tenant.as_ref().map(|tenant| tenant.value.as_str().into()),
             autonomy: workload.autonomy.unwrap_or(Autonomy::Confirm),
+            unix: self.unix(workload.unix.as_ref()),
             ttl: workload.session.ttl.map(|ttl| ttl.0),
             require_intent: workload.session.require_intent,
         };
         (spec, cgroup)
+    }
+
+    /// Paths that are compared byte by byte in the kernel, so each has one way to be written.
+    fn unix(&mut self, paths: Option<&At<Vec<At<String>>>>) -> Vec<String> {
+        let Some(paths) = paths else { return Vec::new() };
+        if paths.value.len() > MAX_UNIX {
+            self.error(&paths.span, format!("a workload reaches at most {MAX_UNIX} unix sockets"));
+        }
+        let mut taken: Vec<String> = Vec::new();
+        for At { span, value: path } in &paths.value {
+            if path.starts_with('@') || path.starts_with('\0') {
+                self.error(span, "abstract unix sockets cannot be reached: only those with a path");
+            } else if path.contains('\0') {
+                self.error(span, "a path has no NUL");
+            } else if !path.starts_with('/') {
+                self.hinted(span, "the path of a unix socket is absolute", "for example `/run/nscd/socket`");
+            } else if path.len() > MAX_UNIX_PATH {
+                self.error(span, format!("the path of a unix socket has at most {MAX_UNIX_PATH} bytes"));
+            } else if path[1..].split('/').any(|segment| matches!(segment, "" | "." | "..")) {
+                self.hinted(span, "a path names each folder once", "without `//`, `.`, `..` and a `/` at its end");
+            } else if path.contains(['*', '?', '[']) {
+                self.hinted(span, "a path is no pattern", "write each socket's own path");
+            } else if taken.contains(path) {
+                self.error(span, format!("`{path}` is listed twice"));
+            } else {
+                taken.push(path.clone());
+            }
+        }
+        taken
     }
 
     fn cgroup(&mut self, pattern: &At<String>) -> Option<Glob> {

@@ -40,6 +40,9 @@ pub(super) struct Workload {
     pub(super) tenant: Option<At<String>>,
     /// The least strictness for everything that is not a read. Default: `confirm`.
     pub(super) autonomy: Option<Autonomy>,
+    /// Unix sockets that it may reach: absolute paths, exactly as clients write them. The workload must not be able to
+    /// change a folder on the way. Default: none.
+    pub(super) unix: Option<At<Vec<At<String>>>>,
     #[serde(default)]
     pub(super) session: Session,
 }

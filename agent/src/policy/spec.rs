@@ -175,6 +175,8 @@ pub struct WorkloadSpec {
     pub tenant: Option<Arc<str>>,
     /// Least strictness for non-reads.
     pub autonomy: Autonomy,
+    /// Unix sockets of the host that it may reach: absolute paths of up to 108 bytes.
+    pub unix: Vec<String>,
     /// Longest life of a session.
     pub ttl: Option<Duration>,
     /// Whether `run` must state an intent.

@@ -20,6 +20,8 @@ pub fn act(action: &[&str]) -> Result<()> {
             s.send_to(b"x", address)?;
             Ok(String::new())
         })),
+        ["unix", kind, form, name] => report(crate::unix::reach(kind, form, name)),
+        ["unix-pairs"] => report(crate::unix::pairs()),
         ["listen"] => listen(),
         ["bind", address] => report(TcpListener::bind(address).map(|l| format!("{:?}", l.local_addr()))),
         ["options"] => options(),

@@ -73,6 +73,7 @@ pub fn run(pins: &Path, root: &Path, own: &Path, port4: u16, port6: u16) -> Resu
             ["release", path] => result(kernel.release(Path::new(path))),
             ["allow", id] => result(kernel.allow_session(id.parse()?)),
             ["forget", id] => result(kernel.forget_session(id.parse()?)),
+            ["unix", id, ref paths @ ..] => result(kernel.set_unix_paths(id.parse()?, paths)),
             ["verify"] => kernel.verify().iter().map(ToString::to_string).collect::<Vec<_>>().join("; "),
             ["fall-silent"] => {
                 beating.store(false, Ordering::SeqCst);

@@ -5,6 +5,7 @@
 
 mod client;
 mod enforcer;
+mod unix;
 
 use std::{env, fs, os::unix::process::CommandExt, path::Path, process::Command};
 

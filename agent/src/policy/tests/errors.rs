@@ -285,3 +285,36 @@ fn hostile_files_are_refused_in_bounded_work() {
     let found = PolicySet::load(dir.path()).expect_err("refused");
     assert_eq!(found.errors().len(), 2, "{found}");
 }
+
+#[test]
+fn unix_sockets_are_paths_that_can_be_written_in_one_way() {
+    let with = |list: &str| HEAD.replace("autonomy =", &format!("unix = {list}\nautonomy ="));
+    let long = format!("/{}", "p".repeat(107));
+    for (list, wanted) in [("[]", vec![]), (r#"["/run/a", "/run/b c.sock"]"#, vec!["/run/a", "/run/b c.sock"])] {
+        assert_eq!(load(&with(list)).workload().unix, wanted, "{list}");
+    }
+    assert_eq!(load(HEAD).workload().unix, Vec::<String>::new());
+    assert_eq!(load(&with(&format!("[{long:?}]"))).workload().unix, std::slice::from_ref(&long));
+    for (path, wrong) in [
+        ("", "absolute"),
+        ("run/a", "absolute"),
+        ("@name", "abstract"),
+        (r"\u0000name", "abstract"),
+        (r"/run/a\u0000b", "NUL"),
+        ("/run//a", "each folder once"),
+        ("/run/./a", "each folder once"),
+        ("/run/../a", "each folder once"),
+        ("/run/a/", "each folder once"),
+        ("/", "each folder once"),
+        ("/run/*.sock", "no pattern"),
+        ("/ok", "listed twice"),
+        (&format!("{long}p"), "at most 108 bytes"),
+    ] {
+        let lines: Vec<String> = of(&with(&format!("[\"/ok\", \"{path}\"]"))).lines().collect();
+        assert_eq!(lines.len(), 1, "{lines:?}");
+        assert!(lines[0].starts_with("bot.toml:5:16: ") && lines[0].contains(wrong), "{path}: {lines:?}");
+    }
+    let many: Vec<String> = (0..65).map(|i| format!("/run/{i}")).collect();
+    let lines: Vec<String> = of(&with(&format!("{many:?}"))).lines().collect();
+    assert!(lines[0].contains("at most 64 unix sockets"), "{lines:?}");
+}
