@@ -128,6 +128,22 @@ async fn a_path_that_is_not_answered_for_gives_no_rights() {
 }
 
 #[tokio::test]
+async fn a_path_set_by_what_cannot_be_read_is_not_known() {
+    let server = server();
+    let allow = "\n[[rule]]\nname = \"set_config\"\nupstream = \"shop\"\nverbs = [\"admin\"]\n\
+        targets = [\"fn:pg_catalog.set_config\"]\neffect = \"allow\"\n";
+    let house = TestHouse::new(&server, &format!("{POLICY}{allow}")).unwrap();
+    let client = house.client().await.unwrap();
+    client.simple_query("SELECT * FROM orders LIMIT 1").await.unwrap();
+    client.query("SELECT set_config('search_path', $1, false)", &[&"public"]).await.unwrap();
+    // Even where it is what it was: a rule for one table must not speak of another.
+    let error = client.simple_query("SELECT * FROM orders LIMIT 1").await.unwrap_err();
+    assert_eq!(error.code().unwrap().code(), "42501");
+    client.simple_query("SET search_path = public").await.unwrap();
+    client.simple_query("SELECT * FROM orders LIMIT 1").await.unwrap();
+}
+
+#[tokio::test]
 async fn every_command_is_on_record_before_its_result() {
     let server = server();
     let house = TestHouse::new(&server, POLICY).unwrap();

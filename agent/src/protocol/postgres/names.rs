@@ -111,6 +111,11 @@ impl NameState {
         }
     }
 
+    /// A command goes upstream that may set the path to what nobody can tell from here.
+    pub fn lose(&mut self) {
+        self.change(None);
+    }
+
     fn change(&mut self, path: Path) {
         let before = std::mem::replace(&mut self.current, path);
         self.may_be(before.clone());

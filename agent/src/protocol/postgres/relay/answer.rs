@@ -121,6 +121,10 @@ impl Relay {
     /// Follows what a command changes in the session: path, prepared statements, cursors.
     fn remember(&mut self, statements: &[StatementInfo], sql: &Arc<str>, action: &Action) -> Result<(), Stop> {
         self.names.follow(statements);
+        // Harmless and constant calls are no such part.
+        if action.parts.iter().any(|(_, target)| target.as_str() == "fn:pg_catalog.set_config") {
+            self.names.lose();
+        }
         for statement in statements {
             let (name, inner, cursor) = match &statement.kind {
                 StatementKind::Prepare { name, inner } => (name, inner, false),
