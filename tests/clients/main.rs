@@ -203,6 +203,32 @@ fn the_listener_outlives_the_daemon() {
     assert!(verify(&daemon.path("state/record")).unwrap().problem.is_none());
 }
 
+#[test]
+fn what_is_pinned_goes_only_by_uninstall() {
+    let server = Postgres::start().unwrap();
+    let mut daemon = Daemon::start(&server, SHOP_POLICY).unwrap();
+    let mut sleeper = daemon.governed("sleep", &["60"]).unwrap().spawn().unwrap();
+    let command = |pid: &u32| std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+    while !secrecy::governed_processes(&daemon).iter().any(|pid| command(pid) == "sleep\n") {
+        thread::sleep(std::time::Duration::from_millis(20));
+    }
+    let refused = |daemon: &Daemon, why: &str| {
+        let output = daemon.cli(&["uninstall"]).unwrap();
+        assert!(!output.status.success() && text(&output).contains(why), "{}", text(&output));
+    };
+    refused(&daemon, "the daemon runs");
+    daemon.kill().unwrap();
+    refused(&daemon, "1 governed processes run in");
+    sleeper.kill().unwrap();
+    sleeper.wait().unwrap();
+    let said = daemon.ok(&["uninstall"]).unwrap();
+    assert!(said.contains("no longer governed") && said.contains(daemon.slice()), "{said}");
+    assert!(!daemon.path("run/bpf").exists());
+    // Again: nothing is there, and that is well.
+    daemon.ok(&["uninstall"]).unwrap();
+    daemon.launch().unwrap();
+}
+
 /// What a service manager does: makes the sockets in a cgroup of its own, and hands them over as sd_listen_fds(3) says.
 const ACTIVATE: &str = r"
 import os, socket, sys

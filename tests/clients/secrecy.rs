@@ -11,7 +11,7 @@ use portcullis_tests::{Daemon, PASSWORD, Postgres, SHOP_POLICY, secret};
 use crate::{governed, text};
 
 /// Every process in the cgroups of the daemon's workloads.
-fn governed_processes(daemon: &Daemon) -> Vec<u32> {
+pub fn governed_processes(daemon: &Daemon) -> Vec<u32> {
     let mut all = Vec::new();
     for root in daemon.cgroups() {
         let mut folders = vec![root];

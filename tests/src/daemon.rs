@@ -89,9 +89,16 @@ impl Daemon {
 
     /// Kills it with SIGKILL, supervisor and all.
     pub fn kill(&mut self) -> Result<()> {
+        let daemon = format!("/proc/{}", self.pid()?);
         let mut child = self.child.take().context("not running")?;
         child.kill()?;
         child.wait()?;
+        // The kernel ends it with its supervisor.
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while Path::new(&daemon).exists() {
+            ensure!(Instant::now() < deadline, "the daemon outlives its supervisor");
+            thread::sleep(Duration::from_millis(5));
+        }
         Ok(())
     }
 

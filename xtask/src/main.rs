@@ -3,6 +3,7 @@
 mod build;
 mod build_ebpf;
 mod demo;
+mod fuzz;
 #[cfg(test)]
 mod layers;
 mod setup;
@@ -28,6 +29,8 @@ enum Command {
     Build(build::Arguments),
     /// Set up, build, and show the main job step by step
     Demo(demo::Arguments),
+    /// Run the fuzz targets
+    Fuzz(fuzz::Arguments),
     /// Set up, build and run the tests
     Test(test::Arguments),
 }
@@ -38,6 +41,7 @@ fn main() -> anyhow::Result<()> {
         Command::BuildEbpf => build_ebpf::run().map(|_| ()),
         Command::Build(arguments) => build::run(&arguments).map(|_| ()),
         Command::Demo(arguments) => demo::run(&arguments),
+        Command::Fuzz(arguments) => fuzz::run(&arguments),
         Command::Test(arguments) => test::run(&arguments),
     }
 }

@@ -46,6 +46,7 @@ const SUITES: &[Suite] = &[
         targets: &["--package", "portcullis-tests", "--test", "enforcement"],
         user: User::Root,
     },
+    Suite { name: "corpus", targets: &["--package", "portcullis-tests", "--test", "corpus"], user: User::Any },
     Suite { name: "sql", targets: &["--package", "portcullis-tests", "--test", "sql"], user: User::Any },
     Suite { name: "clients", targets: &["--package", "portcullis-tests", "--test", "clients"], user: User::Root },
 ];

@@ -116,7 +116,7 @@ async fn serve(
     let (own, root) = own_cgroup(&settings)?;
     let addresses: Vec<SocketAddr> =
         listeners.iter().map(std::net::TcpListener::local_addr).collect::<io::Result<_>>().into_diagnostic()?;
-    let arriving = listening::cgroup(&listeners, &root)?;
+    let arriving = listening::home(&listeners, &root)?;
     let kernel = Arc::new(open_kernel(&settings, &root, &arriving, &addresses)?);
     let governor = Arc::new(Governor::new(root, own, kernel.clone()));
 

@@ -3,14 +3,17 @@
 use std::{
     io,
     net::{SocketAddr, TcpListener},
-    os::{fd::AsRawFd, unix::fs::MetadataExt},
+    os::fd::AsRawFd,
     path::{Path, PathBuf},
 };
 
 use miette::{IntoDiagnostic, WrapErr, miette};
 use nix::sys::socket::{self, AddressFamily, Backlog, SockFlag, SockType, SockaddrStorage, sockopt};
 
-use crate::{config::Settings, net::handed};
+use crate::{
+    config::{Settings, cgroup},
+    net::handed,
+};
 
 /// Connections that the kernel keeps while we are busy.
 const BACKLOG: i32 = 1024;
@@ -40,7 +43,7 @@ pub(super) fn take() -> miette::Result<Option<Vec<TcpListener>>> {
 }
 
 /// The cgroup that the sockets belong to: that of whoever made them. Our hook on accepted connections must be there.
-pub(super) fn cgroup(listeners: &[TcpListener], root: &Path) -> miette::Result<PathBuf> {
+pub(super) fn home(listeners: &[TcpListener], root: &Path) -> miette::Result<PathBuf> {
     let mut found: Option<u64> = None;
     for listener in listeners {
         let id = handed::cgroup_id(listener).into_diagnostic().wrap_err("the cgroup of a listening socket")?;
@@ -50,7 +53,7 @@ pub(super) fn cgroup(listeners: &[TcpListener], root: &Path) -> miette::Result<P
         found = Some(id);
     }
     let id = found.ok_or_else(|| miette!("no listening socket"))?;
-    let path = by_id(root, id).ok_or_else(|| {
+    let path = cgroup::by_id(root, id).ok_or_else(|| {
         miette!(
             help = "restart what holds the sockets: portcullis.socket, or the supervisor",
             "the cgroup in which the listening sockets were made is gone"
@@ -63,22 +66,6 @@ pub(super) fn cgroup(listeners: &[TcpListener], root: &Path) -> miette::Result<P
         ));
     }
     Ok(path)
-}
-
-/// The folder of the cgroup with this id, which is the folder's inode number.
-fn by_id(root: &Path, id: u64) -> Option<PathBuf> {
-    let mut folders = vec![root.to_owned()];
-    while let Some(folder) = folders.pop() {
-        let Ok(metadata) = folder.symlink_metadata() else { continue };
-        if !metadata.is_dir() {
-            continue;
-        }
-        if metadata.ino() == id {
-            return Some(folder);
-        }
-        folders.extend(std::fs::read_dir(&folder).into_iter().flatten().flatten().map(|entry| entry.path()));
-    }
-    None
 }
 
 fn listen(address: SocketAddr) -> miette::Result<TcpListener> {

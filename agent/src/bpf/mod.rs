@@ -73,6 +73,11 @@ impl KernelSettings {
     }
 }
 
+/// Ids of the cgroups on which links are pinned under these settings, with or without a daemon.
+pub fn pinned_cgroups(settings: &KernelSettings) -> io::Result<Vec<u64>> {
+    pins::governed(&settings.pin_dir())
+}
+
 /// Ends all enforcement that was pinned under these settings and removes its traces. For uninstalling and for tests; the
 /// daemon must not be running.
 pub fn remove_pins(settings: &KernelSettings) -> io::Result<()> {

@@ -172,13 +172,33 @@ pub(super) fn remove(dir: &Path) -> io::Result<()> {
     fs::remove_dir(dir)
 }
 
-/// Whether whoever started this process gave it a mount namespace of its own, as service managers do.
+/// Whether whoever started this program gave it a mount namespace of its own, as service managers do.
 fn in_own_mount_namespace() -> bool {
-    let namespace = |pid: u32| fs::read_link(format!("/proc/{pid}/ns/mnt")).ok();
-    match std::os::unix::process::parent_id() {
-        // The first process of a container; its namespace is the container's.
-        0 => false,
-        parent => namespace(std::process::id()) != namespace(parent),
+    let of = |pid: u32, what: &str| fs::read_link(format!("/proc/{pid}/{what}")).ok();
+    let own = std::process::id();
+    let mut starter = std::os::unix::process::parent_id();
+    // Our own supervisor is this program, too.
+    while starter != 0 && of(starter, "exe") == of(own, "exe") {
+        starter = parent(starter);
+    }
+    // 0: the first process of a container; its namespace is the container's.
+    starter != 0 && of(own, "ns/mnt") != of(starter, "ns/mnt")
+}
+
+/// The parent of a process; 0 if it has none, or is gone.
+fn parent(pid: u32) -> u32 {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    status.lines().find_map(|line| line.strip_prefix("PPid:")?.trim().parse().ok()).unwrap_or(0)
+}
+
+/// Ids of the cgroups that have pinned links below a folder; none if there is no such folder.
+pub(super) fn governed(dir: &Path) -> io::Result<Vec<u64>> {
+    match fs::read_dir(dir.join("links")) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+        entries => entries?
+            .map(|entry| Ok(entry?.file_name().to_str().and_then(|name| name.parse().ok())))
+            .filter_map(Result::transpose)
+            .collect(),
     }
 }
 

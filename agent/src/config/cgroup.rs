@@ -3,7 +3,11 @@
 //! On a pure v2 host it is `/sys/fs/cgroup`, on a hybrid one usually `/sys/fs/cgroup/unified`, and in containers
 //! anything: so it is looked up in `/proc/self/mountinfo` (see proc_pid_mountinfo(5)).
 
-use std::{io, path::PathBuf};
+use std::{
+    io,
+    os::unix::fs::MetadataExt,
+    path::{Path, PathBuf},
+};
 
 /// Why there is no cgroup2 tree.
 #[derive(Debug, thiserror::Error, miette::Diagnostic)]
@@ -65,6 +69,35 @@ pub fn of_process(pid: u32) -> Result<String, CgroupError> {
 /// The cgroup2 line of a `/proc/PID/cgroup` text.
 pub fn in_listing(text: &str) -> Option<&str> {
     text.lines().find_map(|line| line.strip_prefix("0::"))
+}
+
+/// The folder of the cgroup with this kernel id, which is its folder's inode number.
+pub fn by_id(root: &Path, id: u64) -> Option<PathBuf> {
+    let mut folders = vec![root.to_owned()];
+    while let Some(folder) = folders.pop() {
+        let Ok(metadata) = folder.symlink_metadata() else { continue };
+        if !metadata.is_dir() {
+            continue;
+        }
+        if metadata.ino() == id {
+            return Some(folder);
+        }
+        folders.extend(std::fs::read_dir(&folder).into_iter().flatten().flatten().map(|entry| entry.path()));
+    }
+    None
+}
+
+/// The processes of a cgroup and of all below it. One that cannot be read has none: it is gone.
+pub fn processes(folder: &Path) -> Vec<u32> {
+    let mut all = Vec::new();
+    let mut folders = vec![folder.to_owned()];
+    while let Some(folder) = folders.pop() {
+        let listed = std::fs::read_to_string(folder.join("cgroup.procs")).unwrap_or_default();
+        all.extend(listed.lines().filter_map(|pid| pid.parse::<u32>().ok()));
+        let entries = std::fs::read_dir(&folder).into_iter().flatten().flatten();
+        folders.extend(entries.map(|entry| entry.path()).filter(|path| path.is_dir()));
+    }
+    all
 }
 
 /// Whether the absolute cgroup path `path` is `parent` or lies below it. Both start with a slash.

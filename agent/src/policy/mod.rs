@@ -12,6 +12,7 @@ mod duration;
 mod error;
 mod explain;
 mod file;
+pub mod fuzz;
 mod index;
 mod read;
 mod rule;

@@ -155,6 +155,13 @@ pub enum Command {
         #[command(subcommand)]
         action: PolicyAction,
     },
+    /// Remove what is pinned in the kernel, which enforces on while no daemon runs. Stop the daemon first.
+    #[command(after_help = "Example:\n  systemctl disable --now portcullis.socket portcullis && portcullis uninstall")]
+    Uninstall {
+        /// Do so although governed processes run: they get every road.
+        #[arg(long)]
+        leave_ungoverned: bool,
+    },
     /// Print a completion script.
     #[command(after_help = "Example:\n  portcullis completions bash > /etc/bash_completion.d/portcullis")]
     Completions {

@@ -13,6 +13,7 @@ mod status;
 #[cfg(test)]
 #[expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 mod tests;
+mod uninstall;
 
 use std::{
     ffi::OsString,
@@ -142,6 +143,11 @@ fn run(cli: Cli) -> Result<Exit, CliError> {
             audit::verify(&house, record.as_deref(), form)
         }
         Command::Policy { action } => policy::policy(&house, action),
+        Command::Uninstall { leave_ungoverned } => {
+            let ungoverned =
+                if leave_ungoverned { uninstall::Ungoverned::Accepted } else { uninstall::Ungoverned::Refused };
+            uninstall::uninstall(&house, ungoverned, &mut io::stdout())
+        }
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "portcullis", &mut io::stdout());
             Ok(Exit::Ok)

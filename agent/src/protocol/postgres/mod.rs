@@ -14,6 +14,7 @@ mod catalog;
 mod codec;
 mod copy;
 mod deny;
+pub mod fuzz;
 mod login;
 mod mask;
 mod names;
