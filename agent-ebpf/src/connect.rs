@@ -13,9 +13,12 @@ use aya_ebpf::{
     programs::SockAddrContext,
 };
 use core::ptr::{addr_of, read_volatile, write_volatile};
-use portcullis_ebpf::{AF_INET, AF_INET6, Enforcer, RawOrigin};
+use portcullis_ebpf::{AF_INET, AF_INET6, Enforcer, RawOrigin, Reason};
 
-use crate::{ALLOW, REFUSE, maps};
+use crate::{
+    ALLOW, REFUSE, maps,
+    refusal::{self, Attempt},
+};
 
 const ECONNREFUSED: i32 = 111;
 const SOCK_STREAM: u32 = 1;
@@ -28,10 +31,13 @@ pub fn connect4(cx: SockAddrContext) -> i32 {
     let ctx = cx.sock_addr;
     // SAFETY: `ctx` is the program's context; volatile, so that each field is read in its own width.
     let (ip, port) = unsafe { (read_volatile(addr_of!((*ctx).user_ip4)), read_volatile(addr_of!((*ctx).user_port))) };
-    let Some(enforcer) = admitted(ctx, AF_INET, [ip, 0, 0, 0], port) else { return refuse() };
+    let (enforcer, attempt) = match admitted(ctx, AF_INET, [ip, 0, 0, 0], port) {
+        Ok(admitted) => admitted,
+        Err((reason, attempt)) => return refuse(reason, &attempt),
+    };
     let (v4, v4_port) = (enforcer.v4, enforcer.v4_port);
     if v4_port == 0 {
-        return refuse();
+        return refuse(Reason::Enforcer, &attempt);
     }
     // SAFETY: both fields may be written by this program type.
     unsafe {
@@ -56,13 +62,16 @@ pub fn connect6(cx: SockAddrContext) -> i32 {
             read_volatile(addr_of!((*ctx).user_port)),
         )
     };
-    let Some(enforcer) = admitted(ctx, AF_INET6, ip, port) else { return refuse() };
+    let (enforcer, attempt) = match admitted(ctx, AF_INET6, ip, port) {
+        Ok(admitted) => admitted,
+        Err((reason, attempt)) => return refuse(reason, &attempt),
+    };
     // A socket that was bound to a mapped address can only reach another one, so mapped stays mapped.
     let mapped = ip[0] == 0 && ip[1] == 0 && ip[2] == MAPPED;
     let (to, to_port) =
         if mapped { ([0, 0, MAPPED, enforcer.v4], enforcer.v4_port) } else { (enforcer.v6, enforcer.v6_port) };
     if to_port == 0 {
-        return refuse();
+        return refuse(Reason::Enforcer, &attempt);
     }
     // SAFETY: all of these may be written by this program type.
     unsafe {
@@ -78,7 +87,12 @@ pub fn connect6(cx: SockAddrContext) -> i32 {
 /// The enforcer, if this connection may go to it: TCP, not tied to a device, of a known session, enforcer alive. The
 /// origin is kept with the socket.
 #[inline(always)]
-fn admitted(ctx: *mut bpf_sock_addr, family: u32, address: [u32; 4], port: u32) -> Option<&'static Enforcer> {
+fn admitted(
+    ctx: *mut bpf_sock_addr,
+    family: u32,
+    address: [u32; 4],
+    port: u32,
+) -> Result<(&'static Enforcer, Attempt), (Reason, Attempt)> {
     // SAFETY: as in `connect4`; the socket of a sock_addr context is never null, and checked all the same.
     let (kind, protocol, sk) = unsafe {
         (
@@ -87,24 +101,29 @@ fn admitted(ctx: *mut bpf_sock_addr, family: u32, address: [u32; 4], port: u32) 
             read_volatile(addr_of!((*ctx).__bindgen_anon_1.sk)),
         )
     };
+    let port = u32::from(u16::from_be(port as u16));
+    let attempt = Attempt { family, kind, protocol, address, port };
     if kind != SOCK_STREAM || protocol != IPPROTO_TCP || sk.is_null() {
-        return None;
+        return Err((Reason::NotTcp, attempt));
     }
     // SAFETY: `sk` is not null, and this field may be read.
-    if unsafe { read_volatile(addr_of!((*sk).bound_dev_if)) } != 0 || !maps::alive() {
-        return None;
+    if unsafe { read_volatile(addr_of!((*sk).bound_dev_if)) } != 0 {
+        return Err((Reason::Device, attempt));
+    }
+    if !maps::alive() {
+        return Err((Reason::Enforcer, attempt));
     }
     // SAFETY: helpers without preconditions; the context is the program's own, the buffer as long as it says.
     let origin = unsafe {
         let cgroup_id = bpf_get_current_cgroup_id();
         if !maps::is_session(cgroup_id) {
-            return None;
+            return Err((Reason::Session, attempt));
         }
         let mut comm = [0_u8; 16];
         bpf_get_current_comm(comm.as_mut_ptr().cast(), 16);
         RawOrigin {
             family,
-            port: u32::from(u16::from_be(port as u16)),
+            port,
             address,
             cgroup_id,
             netns_cookie: bpf_get_netns_cookie(ctx.cast()),
@@ -115,14 +134,23 @@ fn admitted(ctx: *mut bpf_sock_addr, family: u32, address: [u32; 4], port: u32) 
     };
     // SAFETY: `sk` is the context's socket, not null.
     if !unsafe { maps::keep_origin(sk.cast(), &origin) } {
-        return None;
+        return Err((Reason::Memory, attempt));
     }
-    maps::enforcer()
+    match maps::enforcer() {
+        Some(enforcer) => Ok((enforcer, attempt)),
+        None => Err((Reason::Enforcer, attempt)),
+    }
 }
 
-/// Refuses, as a closed port and a socket that nobody listens to do.
 #[inline(always)]
-pub fn refuse() -> i32 {
+fn refuse(reason: Reason, attempt: &Attempt) -> i32 {
+    refusal::by_task(reason, attempt);
+    as_closed()
+}
+
+/// The verdict that looks like a closed port, or like a socket that nobody listens to.
+#[inline(always)]
+pub fn as_closed() -> i32 {
     // SAFETY: a helper without preconditions. Where it fails the kernel answers EPERM, which refuses as well.
     unsafe { bpf_set_retval(-ECONNREFUSED) };
     REFUSE

@@ -5,7 +5,7 @@
 #![cfg_attr(not(feature = "user"), no_std)]
 
 /// Version of every type and map in this crate; part of the folder where maps are pinned.
-pub const LAYOUT: u32 = 2;
+pub const LAYOUT: u32 = 3;
 
 /// A heartbeat older than this (nanoseconds) means that no enforcer is alive, and every connect is refused.
 pub const HEARTBEAT_STALE_NS: u64 = 2_000_000_000;
@@ -28,6 +28,18 @@ pub const UNIX_PATH_ROOM: usize = 112;
 
 /// How much of the kernel's context is read for [`UnixPlaces`], in words of 8 bytes.
 pub const UNIX_CONTEXT_WORDS: usize = 5;
+
+/// How many refusals of one cgroup are told in [`REPORT_WINDOW_NS`]; all are counted.
+pub const REPORTS_PER_WINDOW: u64 = 16;
+
+/// See [`REPORTS_PER_WINDOW`]. Nanoseconds.
+pub const REPORT_WINDOW_NS: u64 = 1_000_000_000;
+
+/// How many cgroups' refusals are kept account of; the one that was quiet for longest is forgotten first.
+pub const MAX_REPORTING: usize = 4096;
+
+/// Room for refusals that the agent has not read yet, in bytes: a power of two, and whole pages of any size in use.
+pub const REFUSAL_BYTES: usize = 1 << 18;
 
 /// `AF_INET`.
 pub const AF_INET: u32 = 2;
@@ -109,8 +121,114 @@ pub struct UnixPlaces {
     pub length: u32,
 }
 
+macro_rules! reasons {
+    ($($(#[$doc:meta])* $name:ident = $text:literal,)*) => {
+        /// Why a hook refused. The number is the place in the counters.
+        #[repr(u32)]
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+        pub enum Reason {
+            $($(#[$doc])* $name,)*
+        }
+
+        impl Reason {
+            /// Every one, in order of their numbers.
+            pub const ALL: &[Self] = &[$(Self::$name,)*];
+
+            /// A short name, for counters.
+            pub const fn as_str(self) -> &'static str {
+                match self {
+                    $(Self::$name => $text,)*
+                }
+            }
+        }
+    };
+}
+
+reasons! {
+    /// A socket of the internet families that is not TCP.
+    Socket = "socket",
+    /// A connect of such a socket.
+    NotTcp = "not-tcp",
+    /// A connect of a socket that is bound to a device.
+    Device = "device",
+    /// No live enforcer, or no listener of that family.
+    Enforcer = "enforcer",
+    /// A cgroup that is no session.
+    Session = "session",
+    /// No memory to keep the origin.
+    Memory = "memory",
+    /// A datagram.
+    Datagram = "datagram",
+    /// A port or address that others could reach.
+    Bind = "bind",
+    /// An option of a socket that chooses a road.
+    Option = "option",
+    /// A unix socket that the session's list does not have.
+    Unix = "unix",
+    /// A packet to anywhere but the enforcer.
+    Egress = "egress",
+    /// A packet from anywhere but the enforcer.
+    Ingress = "ingress",
+}
+
+/// What was refused. Beside each lies the path of the unix socket, [`UNIX_PATH_ROOM`] bytes, else zeros; an abstract name
+/// begins with `@`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RawRefusal {
+    /// A [`Reason`].
+    pub reason: u32,
+    /// Family of the socket, or 0.
+    pub family: u32,
+    /// Type of the socket; for [`Reason::Option`], its level.
+    pub kind: u32,
+    /// Protocol of the socket; for [`Reason::Option`], its name.
+    pub protocol: u32,
+    /// Address of the other side (of this one for [`Reason::Bind`]) in network byte order; IPv4 in the first word.
+    pub address: [u32; 4],
+    /// Its port, host byte order.
+    pub port: u32,
+    /// Process id (thread group).
+    pub pid: u32,
+    /// Real user id in the initial user namespace.
+    pub uid: u32,
+    /// 1 where process, user and name are known, else 0.
+    pub has_task: u32,
+    /// cgroup of the task, or of the packet's socket.
+    pub cgroup_id: u64,
+    /// How many refusals of that cgroup were not told so far.
+    pub left_out: u64,
+    /// Name of the task.
+    pub comm: [u8; 16],
+}
+
+/// A refusal and the path beside it, as they lie in the ring buffer.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct ToldRefusal(pub RawRefusal, pub [u8; UNIX_PATH_ROOM]);
+
+/// How often a cgroup was told of.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Reporting {
+    /// When the window began, on the monotonic clock. Nanoseconds.
+    pub since_ns: u64,
+    /// How many were told in it.
+    pub told: u64,
+    /// How many were not told, ever.
+    pub left_out: u64,
+}
+
 #[cfg(feature = "user")]
 mod user {
+    impl super::ToldRefusal {
+        /// From the bytes of a ring buffer's entry; `None` if they are not as many as they should be.
+        pub fn from_bytes(bytes: &[u8]) -> Option<Self> {
+            // SAFETY: as many bytes as the type has, any of which is a value of it; read wherever they lie.
+            (bytes.len() == size_of::<Self>()).then(|| unsafe { bytes.as_ptr().cast::<Self>().read_unaligned() })
+        }
+    }
+
     // SAFETY: repr(C), no padding (checked below), no pointers, any bit pattern is a value.
     unsafe impl aya::Pod for super::Enforcer {}
     // SAFETY: as above.
@@ -121,6 +239,8 @@ mod user {
     unsafe impl aya::Pod for super::UnixPath {}
     // SAFETY: as above.
     unsafe impl aya::Pod for super::UnixPlaces {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for super::Reporting {}
 }
 
 // The sum of the fields is the size: there is no hidden padding whose content would leak or compare unequal.
@@ -130,3 +250,6 @@ const _: () = assert!(size_of::<Tuple>() == 8 + 16 + 16 + 4 + 4);
 const _: () = assert!(size_of::<UnixPath>() == 8 + UNIX_PATH_ROOM);
 const _: () = assert!(UNIX_PATH_ROOM > UNIX_PATH_MAX);
 const _: () = assert!(size_of::<UnixPlaces>() == 4 + 4);
+const _: () = assert!(size_of::<RawRefusal>() == 4 * 4 + 16 + 4 * 4 + 8 + 8 + 16);
+const _: () = assert!(size_of::<ToldRefusal>() == size_of::<RawRefusal>() + UNIX_PATH_ROOM);
+const _: () = assert!(size_of::<Reporting>() == 8 + 8 + 8);

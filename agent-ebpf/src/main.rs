@@ -13,6 +13,7 @@ mod connect;
 mod maps;
 mod packets;
 mod peername;
+mod refusal;
 mod sendmsg;
 mod setsockopt;
 mod sock_create;

@@ -2,13 +2,14 @@
 
 use aya_ebpf::{
     bindings::{BPF_F_NO_PREALLOC, BPF_SK_STORAGE_GET_F_CREATE},
-    btf_maps::{Array, HashMap, SkStorage},
+    btf_maps::{Array, HashMap, LruHashMap, PerCpuArray, RingBuf, SkStorage},
     helpers::{generated::bpf_ktime_get_ns, generated::bpf_sk_storage_get},
     macros::btf_map,
 };
 use core::{ffi::c_void, ptr};
 use portcullis_ebpf::{
-    Enforcer, HEARTBEAT_STALE_NS, MAX_SESSIONS, MAX_TUPLES, MAX_UNIX_PATHS, RawOrigin, Tuple, UnixPath, UnixPlaces,
+    Enforcer, HEARTBEAT_STALE_NS, MAX_REPORTING, MAX_SESSIONS, MAX_TUPLES, MAX_UNIX_PATHS, REFUSAL_BYTES, RawOrigin,
+    Reason, Reporting, ToldRefusal, Tuple, UnixPath, UnixPlaces,
 };
 
 /// Entry 0: the enforcer's listeners.
@@ -38,6 +39,18 @@ pub static UNIX_PATHS: HashMap<UnixPath, u32, MAX_UNIX_PATHS, { BPF_F_NO_PREALLO
 /// Entry 0: where the kernel keeps the name of a unix socket's peer.
 #[btf_map]
 pub static UNIX_PLACES: Array<UnixPlaces, 1> = Array::new();
+
+/// How much was refused, by [`Reason`].
+#[btf_map]
+pub static REFUSED: PerCpuArray<u64, { Reason::ALL.len() }> = PerCpuArray::new();
+
+/// Refusals for the agent to read.
+#[btf_map]
+pub static REFUSALS: RingBuf<ToldRefusal, REFUSAL_BYTES> = RingBuf::new();
+
+/// How often cgroups were told of.
+#[btf_map]
+pub static REPORTING: LruHashMap<u64, Reporting, MAX_REPORTING> = LruHashMap::new();
 
 /// The enforcer's listeners, or `None` before it has said where they are.
 #[inline(always)]

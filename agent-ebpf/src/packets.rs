@@ -4,25 +4,82 @@
 //! The packet itself is parsed: the fields of its socket lie when a device is bound or a routing header sends the
 //! packet elsewhere. Verdicts of parent and child cgroups are combined with AND, so no child can undo this.
 
-use aya_ebpf::{macros::cgroup_skb, programs::SkBuffContext};
+use aya_ebpf::{helpers::generated::bpf_skb_cgroup_id, macros::cgroup_skb, programs::SkBuffContext};
 use core::ptr::{addr_of, read_volatile};
+use portcullis_ebpf::{AF_INET, AF_INET6, Reason};
 
-use crate::{ALLOW, REFUSE, maps};
+use crate::{
+    ALLOW, REFUSE, maps,
+    refusal::{self, Attempt},
+};
 
 /// The loopback device has this index in every network namespace.
 const LOOPBACK_IFINDEX: u32 = 1;
 const IPPROTO_TCP: u8 = 6;
+const IPPROTO_UDP: u8 = 17;
 /// More-fragments flag and fragment offset.
 const FRAGMENT: u16 = 0x3fff;
 
 #[cgroup_skb(egress)]
 pub fn egress(cx: SkBuffContext) -> i32 {
-    if on_loopback(&cx) && matches_enforcer(&cx, End::Destination) { ALLOW } else { REFUSE }
+    if on_loopback(&cx) && matches_enforcer(&cx, End::Destination) {
+        return ALLOW;
+    }
+    refuse(&cx, Reason::Egress, End::Destination)
 }
 
 #[cgroup_skb(ingress)]
 pub fn ingress(cx: SkBuffContext) -> i32 {
-    if on_loopback(&cx) && matches_enforcer(&cx, End::Source) { ALLOW } else { REFUSE }
+    if on_loopback(&cx) && matches_enforcer(&cx, End::Source) {
+        return ALLOW;
+    }
+    refuse(&cx, Reason::Ingress, End::Source)
+}
+
+/// Tells the other side of the packet, as far as it can be read.
+#[inline(always)]
+fn refuse(cx: &SkBuffContext, reason: Reason, end: End) -> i32 {
+    let mut attempt = Attempt::socket(0, 0, 0);
+    let version = cx.load::<[u8; 1]>(0).map_or(0, |first| first[0] >> 4);
+    if version == 4
+        && let Ok(header) = cx.load::<Ipv4>(0)
+    {
+        attempt.family = AF_INET;
+        attempt.protocol = header.protocol.into();
+        attempt.address[0] = match end {
+            End::Source => header.source,
+            End::Destination => header.destination,
+        };
+        if header.version_ihl == 0x45 && matches!(header.protocol, IPPROTO_TCP | IPPROTO_UDP) {
+            attempt.port = port(cx, 20, end);
+        }
+    } else if version == 6
+        && let Ok(header) = cx.load::<Ipv6>(0)
+    {
+        attempt.family = AF_INET6;
+        attempt.protocol = header.next.into();
+        attempt.address = match end {
+            End::Source => header.source,
+            End::Destination => header.destination,
+        };
+        if matches!(header.next, IPPROTO_TCP | IPPROTO_UDP) {
+            attempt.port = port(cx, 40, end);
+        }
+    }
+    // SAFETY: the context is the program's own.
+    let cgroup_id = unsafe { bpf_skb_cgroup_id(cx.skb.skb) };
+    refusal::by_packet(reason, cgroup_id, &attempt);
+    REFUSE
+}
+
+#[inline(always)]
+fn port(cx: &SkBuffContext, at: usize, end: End) -> u32 {
+    let Ok(ports) = cx.load::<[u16; 2]>(at) else { return 0 };
+    let port = match end {
+        End::Source => ports[0],
+        End::Destination => ports[1],
+    };
+    u16::from_be(port).into()
 }
 
 #[derive(Clone, Copy)]

@@ -5,8 +5,12 @@
 
 use aya_ebpf::{macros::cgroup_sockopt, programs::SockoptContext};
 use core::ptr::{addr_of, read_volatile, write_volatile};
+use portcullis_ebpf::Reason;
 
-use crate::{ALLOW, REFUSE};
+use crate::{
+    ALLOW, REFUSE,
+    refusal::{self, Attempt},
+};
 
 const SOL_IP: i32 = 0;
 const SOL_SOCKET: i32 = 1;
@@ -57,6 +61,7 @@ pub fn setsockopt(cx: SockoptContext) -> i32 {
         _ => false,
     };
     if !harmless {
+        refusal::by_task(Reason::Option, &Attempt::socket(0, level as u32, name as u32));
         return REFUSE;
     }
     if length > PAGE {

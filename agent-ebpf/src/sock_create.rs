@@ -4,9 +4,12 @@
 
 use aya_ebpf::{macros::cgroup_sock, programs::SockContext};
 use core::ptr::{addr_of, read_volatile};
-use portcullis_ebpf::{AF_INET, AF_INET6};
+use portcullis_ebpf::{AF_INET, AF_INET6, Reason};
 
-use crate::{ALLOW, REFUSE};
+use crate::{
+    ALLOW, REFUSE,
+    refusal::{self, Attempt},
+};
 
 const SOCK_STREAM: u32 = 1;
 const IPPROTO_TCP: u32 = 6;
@@ -25,6 +28,7 @@ pub fn sock_create(cx: SockContext) -> i32 {
     if (family == AF_INET || family == AF_INET6) && kind == SOCK_STREAM && protocol == IPPROTO_TCP {
         ALLOW
     } else {
+        refusal::by_task(Reason::Socket, &Attempt::socket(family, kind, protocol));
         REFUSE
     }
 }

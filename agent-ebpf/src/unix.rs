@@ -14,9 +14,15 @@ use aya_ebpf::{
     macros::cgroup_sock_addr,
     programs::SockAddrContext,
 };
-use portcullis_ebpf::{UNIX_CONTEXT_WORDS, UNIX_PATH_MAX, UNIX_PATH_ROOM, UnixPath};
+use core::ptr::{addr_of, read_volatile};
+use portcullis_ebpf::{Reason, UNIX_CONTEXT_WORDS, UNIX_PATH_MAX, UNIX_PATH_ROOM, UnixPath};
 
-use crate::{ALLOW, connect::refuse, maps};
+use crate::{
+    ALLOW,
+    connect::as_closed,
+    maps,
+    refusal::{self, Attempt},
+};
 
 const AF_UNIX: u16 = 1;
 /// `sun_path` comes after `sun_family`.
@@ -25,23 +31,40 @@ const FAMILY_BYTES: u64 = 2;
 // The loader knows no section of these two hooks. Which hook a program is for is said when it is loaded.
 #[cgroup_sock_addr(connect4)]
 pub fn connect_unix(cx: SockAddrContext) -> i32 {
-    if is_listed(cx.sock_addr) { ALLOW } else { refuse() }
+    judge(cx.sock_addr)
 }
 
 #[cgroup_sock_addr(connect4)]
 pub fn sendmsg_unix(cx: SockAddrContext) -> i32 {
-    if is_listed(cx.sock_addr) { ALLOW } else { refuse() }
+    judge(cx.sock_addr)
 }
 
-/// Whether the peer is named by a path that the session may reach.
 #[inline(always)]
-fn is_listed(ctx: *mut bpf_sock_addr) -> bool {
+fn judge(ctx: *mut bpf_sock_addr) -> i32 {
+    // SAFETY: `ctx` is the program's context; volatile, so that each field is read in its own width.
+    let (kind, protocol) = unsafe { (read_volatile(addr_of!((*ctx).type_)), read_volatile(addr_of!((*ctx).protocol))) };
     // SAFETY: a helper without preconditions.
     let cgroup_id = unsafe { bpf_get_current_cgroup_id() };
-    // With the enforcer dead, nobody would end the session.
-    if !maps::alive() || !maps::is_session(cgroup_id) {
-        return false;
-    }
+    let mut name = UnixPath { cgroup_id, path: [0; UNIX_PATH_ROOM] };
+    let reason = if !read_name(ctx, &mut name) {
+        Reason::Unix
+    } else if !maps::alive() {
+        // With the enforcer dead, nobody would end the session.
+        Reason::Enforcer
+    } else if !maps::is_session(cgroup_id) {
+        Reason::Session
+    } else if name.path[0] == b'/' && maps::is_unix_path(&name) {
+        return ALLOW;
+    } else {
+        Reason::Unix
+    };
+    refusal::by_path(reason, &Attempt::socket(AF_UNIX.into(), kind, protocol), &name);
+    as_closed()
+}
+
+/// Reads the peer's name: a path as the kernel sees it, or `@` and an abstract name up to its first NUL.
+#[inline(always)]
+fn read_name(ctx: *mut bpf_sock_addr, name: &mut UnixPath) -> bool {
     let Some(places) = maps::unix_places() else { return false };
     let mut context = [0_u64; UNIX_CONTEXT_WORDS];
     // SAFETY: the buffer is as long as said; the helper answers an address that cannot be read with an error.
@@ -63,12 +86,18 @@ fn is_listed(ctx: *mut bpf_sock_addr) -> bool {
     if bytes == 0 || bytes > UNIX_PATH_MAX as u64 {
         return false;
     }
-    let mut key = UnixPath { cgroup_id, path: [0; UNIX_PATH_ROOM] };
     let path = address.wrapping_add(FAMILY_BYTES) as *const _;
     // Ends where the kernel sees the end: at the first NUL or at the length. One byte more for the helper's own NUL.
     // SAFETY: as above; the buffer has room for the longest path and a NUL.
-    if unsafe { bpf_probe_read_kernel_str((&raw mut key.path).cast(), bytes as u32 + 1, path) } < 0 {
+    if unsafe { bpf_probe_read_kernel_str((&raw mut name.path).cast(), bytes as u32 + 1, path) } < 0 {
         return false;
     }
-    key.path[0] == b'/' && maps::is_unix_path(&key)
+    if name.path[0] == 0 && bytes > 1 {
+        name.path[0] = b'@';
+        let rest = address.wrapping_add(FAMILY_BYTES + 1) as *const _;
+        // For people only. One byte less than above, and so many are left.
+        // SAFETY: as above.
+        unsafe { bpf_probe_read_kernel_str((&raw mut name.path[1]).cast(), bytes as u32, rest) };
+    }
+    true
 }

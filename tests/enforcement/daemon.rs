@@ -6,7 +6,10 @@ use std::{
     process::{Output, Stdio},
 };
 
+use portcullis::record::EventBody;
 use portcullis_tests::{Daemon, Postgres, SHOP_POLICY};
+
+use crate::world::eventually;
 
 /// The example policy with one more key of the workload.
 fn policy(key: &str) -> String {
@@ -79,4 +82,58 @@ fn ordinary_programs_run_in_a_session() {
         let said = text(&output);
         assert!(output.status.success() && said.contains(wanted), "{program} {arguments:?}: {said}");
     }
+}
+
+#[test]
+fn what_the_kernel_and_the_policy_refuse_is_on_record_with_session_and_process() {
+    let server = Postgres::start().expect("a server");
+    let daemon = Daemon::start(&server, SHOP_POLICY).expect("a daemon");
+    let script = "import os, socket\n\
+                  def refused(what):\n    try: what()\n    except OSError: return\n    raise SystemExit('not refused')\n\
+                  unlisted = socket.create_connection(('127.0.0.1', 9))\n\
+                  assert unlisted.recv(1) == b''\n\
+                  refused(lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM))\n\
+                  refused(lambda: socket.socket().bind(('0.0.0.0', 7777)))\n\
+                  refused(lambda: socket.socket(socket.AF_UNIX).connect('/run/docker.sock'))\n\
+                  for _ in range(500): refused(lambda: socket.socket(socket.AF_INET6, socket.SOCK_DGRAM))\n\
+                  print(os.getpid())";
+    let output = daemon.governed("python3", &["-c", script]).expect("a command").output().expect("it runs");
+    assert!(output.status.success(), "{}", text(&output));
+    let pid: u32 = text(&output).lines().find_map(|line| line.trim().parse().ok()).expect("a pid");
+    let nobody = 65534;
+    let refusals = || {
+        let events = portcullis::record::read::events(daemon.path("state/record")).expect("the record");
+        let mut session = None;
+        let mut found = Vec::new();
+        for recorded in events {
+            let event = recorded.expect("an event").event;
+            match &event.body {
+                EventBody::SessionStart { .. } => session = Some(event.session_id.clone()),
+                EventBody::Refused { what, process } => {
+                    let ours = Some(&event.session_id) == session.as_ref() && &*event.workload == "bot";
+                    found.push((what.clone(), ours && process.pid == pid && process.uid == nobody));
+                }
+                _ => {}
+            }
+        }
+        found
+    };
+    let missing = || {
+        let found = refusals();
+        let wanted = [
+            "127.0.0.1:9: no upstream of the policy has this address",
+            "UDP socket: only TCP sockets are made",
+            "bind to 0.0.0.0:7777: nothing is offered to others from a session",
+            "unix socket /run/docker.sock: the policy does not list it",
+        ];
+        wanted.into_iter().find(|wanted| !found.iter().any(|(what, ours)| what == wanted && *ours))
+    };
+    assert!(eventually(|| missing().is_none()), "{:?} is not among {:?}", missing(), refusals());
+    // A flood is on record in part, with a count of the rest, and in the counters whole.
+    assert!(eventually(|| refusals().iter().any(|(what, _)| what.contains("left out"))), "{:?}", refusals());
+    assert!(refusals().len() < 100, "{}", refusals().len());
+    let status: serde_json::Value =
+        serde_json::from_str(&daemon.ok(&["status", "--json"]).expect("well")).expect("JSON");
+    assert_eq!([&status["refused"]["socket"], &status["refused"]["unix"], &status["refused"]["bind"]], [501, 1, 1]);
+    assert!(daemon.ok(&["status"]).expect("well").contains("by the kernel: bind 1, socket 501, unix 1"));
 }

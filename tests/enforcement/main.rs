@@ -6,5 +6,6 @@ mod daemon;
 mod redirect;
 mod refused;
 mod survival;
+mod told;
 mod unix;
 mod world;

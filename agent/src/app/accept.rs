@@ -22,12 +22,8 @@ pub(super) fn arrival(house: &Arc<House>, kernel: &Arc<Kernel>, stream: TcpStrea
             return refused(house, format!("connection without origin: {error}"), ProcessFacts::default());
         }
     };
-    let mut process = identity::process_facts(origin.pid);
-    // The kernel took these at connect(); /proc shows what has that pid now.
-    if process.comm != origin.comm || process.uid != origin.uid {
-        process = ProcessFacts { exe: None, ..process };
-    }
-    process = ProcessFacts { pid: origin.pid, uid: origin.uid, comm: origin.comm, ..process };
+    let process = ProcessFacts { pid: origin.pid, uid: origin.uid, comm: origin.comm, exe: None };
+    let process = with_executable(process);
     let Some(session) = house.sessions.by_cgroup(origin.cgroup_id) else {
         return refused(house, format!("{}: cgroup {} has no session", origin.address, origin.cgroup_id), process);
     };
@@ -37,6 +33,13 @@ pub(super) fn arrival(house: &Arc<House>, kernel: &Arc<Kernel>, stream: TcpStrea
         session::serve(house, arrival).await;
         drop(place);
     });
+}
+
+/// Adds the executable to what the kernel took down of a process, if /proc still shows the same under that pid.
+pub(super) fn with_executable(process: ProcessFacts) -> ProcessFacts {
+    let now = identity::process_facts(process.pid);
+    let exe = if now.comm == process.comm && now.uid == process.uid { now.exe } else { None };
+    ProcessFacts { exe, ..process }
 }
 
 fn refused(house: &House, what: String, process: ProcessFacts) {

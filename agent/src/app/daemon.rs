@@ -30,7 +30,7 @@ use super::{
     lifecycle::{self, Lifecycle},
     listening,
     policies::{self, Policies},
-    supervisor,
+    refusals, supervisor,
 };
 use crate::{
     bpf::{Kernel, KernelSettings},
@@ -160,6 +160,7 @@ async fn serve(
             let problems = problems.clone();
             Arc::new(move || problems.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone())
         },
+        kernel: kernel.clone(),
         ready_at: Instant::now(),
         last_barred: Mutex::default(),
     });
@@ -304,6 +305,7 @@ fn spawn_upkeep(
     spawn_until(stop, timer);
     spawn_until(stop, sweep);
     spawn_until(stop, verify);
+    spawn_until(stop, refusals::record(house.clone(), kernel.clone()));
 }
 
 fn spawn_until(stop: &CancellationToken, work: impl Future<Output = ()> + Send + 'static) {

@@ -12,6 +12,7 @@ use tokio::sync::broadcast::error::RecvError;
 use super::{evidence, governor::Governor, lifecycle::Lifecycle, policies::Policies};
 use crate::{
     action::ProcessFacts,
+    bpf::Kernel,
     config::Settings,
     control::{
         peer::Barred,
@@ -39,6 +40,7 @@ pub(super) struct ControlDesk {
     pub(super) settings: Arc<Settings>,
     pub(super) listen: Vec<String>,
     pub(super) problems: Arc<dyn Fn() -> Vec<String> + Send + Sync>,
+    pub(super) kernel: Arc<Kernel>,
     pub(super) ready_at: Instant,
     pub(super) last_barred: Mutex<Option<Instant>>,
 }
@@ -283,6 +285,11 @@ impl ControlDesk {
     }
 
     fn status(&self) -> StatusView {
+        let mut problems = (self.problems)();
+        let refused = self.kernel.refused().unwrap_or_else(|error| {
+            problems.push(format!("what the kernel refused cannot be read: {error}"));
+            Vec::new()
+        });
         StatusView {
             version: env!("CARGO_PKG_VERSION").into(),
             pid: std::process::id(),
@@ -294,7 +301,8 @@ impl ControlDesk {
             connections: self.house.live.list().len(),
             holds: self.house.holds.list().len(),
             recorded: self.house.recorder.last().sequence(),
-            problems: (self.problems)(),
+            refused: refused.into_iter().map(|(reason, count)| (reason.as_str().to_owned(), count)).collect(),
+            problems,
         }
     }
 

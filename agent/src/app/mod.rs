@@ -15,4 +15,5 @@ mod journal;
 mod lifecycle;
 mod listening;
 mod policies;
+mod refusals;
 mod supervisor;

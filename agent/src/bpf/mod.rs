@@ -15,8 +15,10 @@
 mod btf;
 mod error;
 mod hooks;
+mod maps;
 mod origin;
 mod pins;
+mod refusals;
 mod sys;
 #[cfg(test)]
 mod tests;
@@ -24,6 +26,8 @@ mod unix;
 
 pub use error::{BpfError, Problem};
 pub use origin::{Origin, OriginError};
+pub use portcullis_ebpf::Reason;
+pub use refusals::{Refusal, Refusals, WatchedRefusals};
 
 use std::{
     collections::BTreeMap,
@@ -32,17 +36,15 @@ use std::{
     net::{IpAddr, SocketAddr, SocketAddrV4, SocketAddrV6},
     os::fd::{AsFd, BorrowedFd, OwnedFd},
     path::{Path, PathBuf},
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::Mutex,
 };
 
-use aya::{
-    Ebpf, EbpfLoader, Pod,
-    maps::{Array, HashMap, Map, MapData, MapError, SkStorage},
-};
-use portcullis_ebpf::{Enforcer, RawOrigin};
+use aya::{EbpfLoader, maps::MapError};
+use portcullis_ebpf::Enforcer;
 
 use self::{
     hooks::{ACCEPTED, GOVERNED, Loaded, REDIRECTS},
+    maps::{Maps, absent_is_fine, is_not_found, lock},
     pins::Pins,
     sys::Attached,
 };
@@ -50,9 +52,6 @@ use crate::identity::cgroup_id;
 
 /// The programs, or nothing where the binary was built without them.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/portcullis-ebpf"));
-
-/// Map of where the kernel keeps the name of a unix socket's peer.
-const UNIX_PLACES: &str = "UNIX_PLACES";
 
 /// What the kernel side needs to know.
 #[derive(Clone, Debug)]
@@ -99,14 +98,6 @@ pub struct Kernel {
     governed: Mutex<BTreeMap<u64, PathBuf>>,
 }
 
-struct Maps {
-    enforcer: Mutex<Array<MapData, Enforcer>>,
-    heartbeat: Mutex<Array<MapData, u64>>,
-    sessions: Mutex<HashMap<MapData, u64, u32>>,
-    origins: SkStorage<MapData, RawOrigin>,
-    unix: unix::Paths,
-}
-
 /// What the enforcer said of itself.
 #[derive(Debug)]
 struct Own {
@@ -130,8 +121,8 @@ impl Kernel {
             loader.map_pin_path(name, path.as_path());
         }
         let mut object = loader.load(OBJECT).map_err(|source| BpfError::Object(Box::new(source)))?;
-        let mut places = take(&mut object, UNIX_PLACES, Array::try_from)?;
-        let (mut programs, no_unix) = match unix::load(OBJECT, &pins, &mut places) {
+        let maps = Maps::take(&mut object)?;
+        let (mut programs, no_unix) = match unix::load(OBJECT, &pins, &mut lock(&maps.places)) {
             Ok(programs) => (programs, None),
             Err(why) => (Vec::new(), Some(why)),
         };
@@ -139,7 +130,6 @@ impl Kernel {
             programs.push(hooks::load(&mut object, hook)?);
         }
         let accepted = hooks::load(&mut object, ACCEPTED)?;
-        let maps = Maps::take(&mut object)?;
         maps.reset()?;
         let kernel = Self {
             pins,
@@ -280,6 +270,21 @@ impl Kernel {
         Ok(origin)
     }
 
+    /// What the hooks refuse from now on, and what they refused that nobody read. `None` if somebody reads it already.
+    pub fn refusals(&self) -> Option<Refusals> {
+        lock(&self.maps.refusals).take().map(Refusals::new)
+    }
+
+    /// How much was refused so far, by reason: since the maps were made, which outlive daemons.
+    pub fn refused(&self) -> Result<Vec<(Reason, u64)>, BpfError> {
+        Reason::ALL.iter().map(|reason| Ok((*reason, self.maps.refused(*reason)?))).collect()
+    }
+
+    /// How many refusals of each cgroup were counted but not told so far.
+    pub fn left_out(&self) -> Vec<(u64, u64)> {
+        self.maps.left_out()
+    }
+
     /// Looks for anything that makes enforcement incomplete; empty when all is well.
     pub fn verify(&self) -> Vec<Problem> {
         let mut problems = Vec::new();
@@ -418,59 +423,6 @@ impl Own {
     }
 }
 
-impl Maps {
-    const NAMES: [&str; 7] = ["ENFORCER", "HEARTBEAT", "SESSIONS", "ORIGINS", "TUPLES", unix::TABLE, UNIX_PLACES];
-
-    fn take(object: &mut Ebpf) -> Result<Self, BpfError> {
-        let [enforcer, heartbeat, sessions, origins, ..] = Self::NAMES;
-        Ok(Self {
-            enforcer: Mutex::new(take(object, enforcer, Array::try_from)?),
-            heartbeat: Mutex::new(take(object, heartbeat, Array::try_from)?),
-            sessions: Mutex::new(take(object, sessions, HashMap::try_from)?),
-            origins: take(object, origins, SkStorage::try_from)?,
-            unix: unix::Paths::new(take(object, unix::TABLE, HashMap::try_from)?),
-        })
-    }
-
-    /// Refuses every new connection: no heartbeat, no sessions. The listeners' addresses stay: packets of connections
-    /// that an earlier enforcer had not accepted yet reach the next one, if it listens on the same ports.
-    fn reset(&self) -> Result<(), BpfError> {
-        self.beat(0)?;
-        let map = Self::NAMES[2];
-        let mut sessions = lock(&self.sessions);
-        let known = sessions.keys().collect::<Result<Vec<_>, _>>().map_err(|source| BpfError::Map { map, source })?;
-        for id in known {
-            absent_is_fine(sessions.remove(&id)).map_err(|source| BpfError::Map { map, source })?;
-        }
-        self.unix.reset()
-    }
-
-    fn beat(&self, at: u64) -> Result<(), BpfError> {
-        lock(&self.heartbeat).set(0, at, 0).map_err(|source| BpfError::Map { map: Self::NAMES[1], source })
-    }
-}
-
-fn take<M>(
-    object: &mut Ebpf,
-    name: &'static str,
-    into: impl FnOnce(Map) -> Result<M, MapError>,
-) -> Result<M, BpfError> {
-    let map = object.take_map(name).ok_or(BpfError::Incomplete { what: name })?;
-    into(map).map_err(|source| BpfError::Map { map: name, source })
-}
-
-fn absent_is_fine(removed: Result<(), MapError>) -> Result<(), MapError> {
-    match removed {
-        Err(MapError::KeyNotFound) => Ok(()),
-        Err(e) if is_not_found(&e) => Ok(()),
-        removed => removed,
-    }
-}
-
-fn is_not_found(error: &MapError) -> bool {
-    matches!(error, MapError::SyscallError(e) if e.io_error.raw_os_error() == Some(libc::ENOENT))
-}
-
 fn open_cgroup(path: &Path) -> Result<File, BpfError> {
     File::open(path).map_err(|source| BpfError::Cgroup { cgroup: path.to_owned(), source })
 }
@@ -483,15 +435,3 @@ fn network_words(octets: [u8; 16]) -> [u32; 4] {
     }
     words
 }
-
-/// None of these is left half changed by a panic: each guards single calls.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// Values that go into maps have no padding whose bytes would be undefined.
-const _: fn() = || {
-    fn plain<T: Pod>() {}
-    plain::<Enforcer>();
-    plain::<RawOrigin>();
-};

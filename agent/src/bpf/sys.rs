@@ -13,6 +13,9 @@ use std::{
 };
 
 use aya_obj::generated::bpf_insn;
+use tokio::io::{Interest, unix::AsyncFd};
+
+use super::Refusals;
 
 const BPF_PROG_LOAD: libc::c_long = 5;
 const BPF_OBJ_PIN: libc::c_long = 6;
@@ -137,6 +140,13 @@ pub(super) fn monotonic_ns() -> io::Result<u64> {
         return Err(io::Error::last_os_error());
     }
     Ok(u64::try_from(now.tv_sec).unwrap_or(0) * 1_000_000_000 + u64::try_from(now.tv_nsec).unwrap_or(0))
+}
+
+/// Registers the descriptor of a ring buffer with the runtime.
+pub(super) fn watch(refusals: Refusals) -> io::Result<AsyncFd<Refusals>> {
+    // SAFETY: the ring owns its descriptor and always shows the same one; who gets this keeps it to itself and puts no
+    // other ring in its place, and it lets go of the descriptor before the ring does.
+    unsafe { AsyncFd::register_with_interest(refusals, Interest::READABLE) }.map_err(io::Error::from)
 }
 
 struct Words(Attributes);

@@ -1,7 +1,7 @@
 //! What needs no kernel. The rest is in `tests/enforcement`.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use portcullis_ebpf::UnixPlaces;
+use portcullis_ebpf::{RawOrigin, UNIX_PATH_ROOM, UnixPlaces};
 
 use super::*;
 
@@ -128,4 +128,39 @@ fn a_path_that_no_program_looks_up_has_no_key() {
     for path in ["", "a", "@a", "\0a", "/a\0b", &format!("{longest}p")] {
         assert!(unix::key(7, path).is_none(), "{path:?}");
     }
+}
+
+#[test]
+fn a_refusal_is_put_in_words_whatever_the_kernel_wrote() {
+    use portcullis_ebpf::{RawRefusal, ToldRefusal};
+    let told = |raw: RawRefusal, path: &str| {
+        let mut bytes = [0; UNIX_PATH_ROOM];
+        bytes[..path.len()].copy_from_slice(path.as_bytes());
+        Refusal::from_raw(&ToldRefusal(raw, bytes))
+    };
+    let what = |raw: RawRefusal, path: &str| told(raw, path).unwrap().what;
+    let unix = RawRefusal { reason: Reason::Unix as u32, family: 1, kind: 1, ..RawRefusal::default() };
+    assert_eq!(what(unix, "/run/a"), "unix socket /run/a: the policy does not list it");
+    assert_eq!(what(unix, ""), "a unix socket without a name: the policy does not list it");
+    let packet = RawRefusal { reason: Reason::Ingress as u32, protocol: 2, ..RawRefusal::default() };
+    assert_eq!(what(packet, ""), "packet from an unknown address by protocol 2: only the enforcer is heard");
+    let option = RawRefusal { reason: Reason::Option as u32, kind: u32::MAX, protocol: 25, ..RawRefusal::default() };
+    assert_eq!(what(option, ""), "socket option 25 of level -1: it may choose another road");
+    let mut task = RawRefusal { has_task: 1, pid: 8, uid: 9, left_out: 3, cgroup_id: 7, ..RawRefusal::default() };
+    task.comm[..4].copy_from_slice(b"psql");
+    let refusal = told(task, "").unwrap();
+    let process = refusal.process.unwrap();
+    assert_eq!((process.pid, process.uid, &*process.comm, process.exe), (8, 9, "psql", None));
+    assert_eq!((refusal.cgroup_id, refusal.left_out, refusal.reason), (7, 3, Reason::Socket));
+    for reason in 0..40 {
+        let known = Reason::ALL.get(reason as usize).copied();
+        let refusal = told(RawRefusal { reason, port: u32::MAX, family: 2, ..RawRefusal::default() }, "");
+        assert_eq!(refusal.map(|refusal| refusal.reason), known);
+    }
+    let mut names: Vec<_> = Reason::ALL.iter().map(|reason| reason.as_str()).collect();
+    names.sort_unstable();
+    names.dedup();
+    assert_eq!(names.len(), Reason::ALL.len());
+    assert!(ToldRefusal::from_bytes(&[0; 7]).is_none());
+    assert!(ToldRefusal::from_bytes(&[0; size_of::<ToldRefusal>()]).is_some());
 }

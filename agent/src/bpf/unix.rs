@@ -14,9 +14,9 @@ use aya::maps::{Array, HashMap, MapData};
 use portcullis_ebpf::{UNIX_CONTEXT_WORDS, UNIX_PATH_MAX, UNIX_PATH_ROOM, UnixPath, UnixPlaces};
 
 use super::{
-    BpfError, Maps, absent_is_fine, btf,
+    BpfError, btf,
     hooks::{Hook, Loaded, UNIX},
-    lock,
+    maps::{Maps, absent_is_fine, lock},
     pins::Pins,
     sys,
 };

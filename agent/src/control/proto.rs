@@ -225,6 +225,9 @@ pub struct StatusView {
     pub holds: usize,
     /// Sequence number of the record's last event.
     pub recorded: u64,
+    /// How much the kernel refused governed processes, by reason.
+    #[serde(default)]
+    pub refused: BTreeMap<String, u64>,
     /// What is not as it should be. Empty is good.
     pub problems: Vec<String>,
 }

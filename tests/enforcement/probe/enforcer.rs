@@ -15,7 +15,7 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 use portcullis::bpf::{Kernel, KernelSettings};
 
 #[derive(Default)]
@@ -64,6 +64,7 @@ pub fn run(pins: &Path, root: &Path, own: &Path, port4: u16, port6: u16) -> Resu
             }
         });
     }
+    let mut refusals = kernel.refusals().context("nobody else reads them")?;
     say(&format!("ready {} {}", ports.0, ports.1))?;
     for line in io::stdin().lock().lines() {
         let line = line?;
@@ -74,6 +75,20 @@ pub fn run(pins: &Path, root: &Path, own: &Path, port4: u16, port6: u16) -> Resu
             ["allow", id] => result(kernel.allow_session(id.parse()?)),
             ["forget", id] => result(kernel.forget_session(id.parse()?)),
             ["unix", id, ref paths @ ..] => result(kernel.set_unix_paths(id.parse()?, paths)),
+            // Those since the last time: reason, cgroup, pid, uid, name, left out, words.
+            ["refusals"] => {
+                let told = std::iter::from_fn(|| refusals.read()).map(|refusal| {
+                    let process =
+                        refusal.process.map_or("- - -".to_owned(), |p| format!("{} {} {}", p.pid, p.uid, p.comm));
+                    let (reason, cgroup) = (refusal.reason.as_str(), refusal.cgroup_id);
+                    format!("{reason} {cgroup} {process} {} {}", refusal.left_out, refusal.what)
+                });
+                told.collect::<Vec<_>>().join(";")
+            }
+            ["refused"] => {
+                let counts = kernel.refused()?.into_iter().filter(|(_, count)| *count > 0);
+                counts.map(|(reason, count)| format!("{}={count}", reason.as_str())).collect::<Vec<_>>().join(" ")
+            }
             ["verify"] => kernel.verify().iter().map(ToString::to_string).collect::<Vec<_>>().join("; "),
             ["fall-silent"] => {
                 beating.store(false, Ordering::SeqCst);

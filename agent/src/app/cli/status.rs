@@ -32,6 +32,7 @@ pub(super) fn text(status: &StatusView) -> String {
         ("sessions", format!("{} with {} connections", status.sessions, status.connections)),
         ("waiting", format!("{} commands", status.holds)),
         ("recorded", format!("{} events", status.recorded)),
+        ("refused", refused(status)),
     ];
     let mut out = String::new();
     for (name, value) in facts {
@@ -46,6 +47,13 @@ pub(super) fn text(status: &StatusView) -> String {
         out.push_str(&format!("problem     {}\n", print::one_line(problem)));
     }
     out
+}
+
+/// What the kernel refused, by reason; reasons that never came are left out.
+fn refused(status: &StatusView) -> String {
+    let reasons = status.refused.iter().filter(|(_, count)| **count > 0);
+    let reasons: Vec<String> = reasons.map(|(reason, count)| format!("{reason} {count}")).collect();
+    if reasons.is_empty() { "nothing".into() } else { format!("by the kernel: {}", reasons.join(", ")) }
 }
 
 /// A request whose items are sentences.

@@ -238,10 +238,18 @@ fn status_says_when_a_newer_policy_set_was_refused() {
         connections: 5,
         holds: 1,
         recorded: 99,
+        refused: [("socket".to_owned(), 3), ("bind".to_owned(), 0)].into(),
         problems: vec!["link gone".into()],
     };
     let text = status::text(&status);
-    for part in ["up 1h 1m", "abcdef012345)", "the one above stays in force", "unknown key", "problem     link gone"] {
+    for part in [
+        "up 1h 1m",
+        "abcdef012345)",
+        "the one above stays in force",
+        "unknown key",
+        "problem     link gone",
+        "by the kernel: socket 3\n",
+    ] {
         assert!(text.contains(part), "{part}: {text}");
     }
 }

@@ -1,0 +1,160 @@
+//! What the hooks refused, told by them through a ring buffer.
+//!
+//! They count everything and tell some: [`portcullis_ebpf::REPORTS_PER_WINDOW`] of each cgroup and second, as long as
+//! there is room. So what is told is for people; the counters are for sums.
+
+use std::{
+    io,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    os::fd::{AsRawFd, RawFd},
+};
+
+use aya::maps::{MapData, RingBuf};
+use portcullis_ebpf::{AF_INET, AF_INET6, RawRefusal, Reason, ToldRefusal};
+use tokio::io::unix::AsyncFd;
+
+use super::sys;
+use crate::action::ProcessFacts;
+
+const AF_UNIX: u32 = 1;
+
+/// One refusal.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refusal {
+    /// Why.
+    pub reason: Reason,
+    /// What was tried, and why it is refused, in words.
+    pub what: String,
+    /// cgroup of the task, or of the packet's socket.
+    pub cgroup_id: u64,
+    /// The task, without its executable. Packets have none.
+    pub process: Option<ProcessFacts>,
+    /// How many refusals of this cgroup were not told so far.
+    pub left_out: u64,
+}
+
+/// The reading end.
+pub struct Refusals(RingBuf<MapData>);
+
+/// The same, for waiting until there is something to read.
+pub struct WatchedRefusals(AsyncFd<Refusals>);
+
+impl Refusals {
+    pub(super) fn new(ring: RingBuf<MapData>) -> Self {
+        Self(ring)
+    }
+
+    /// Registers it with the tokio runtime that this is called in.
+    pub fn watch(self) -> io::Result<WatchedRefusals> {
+        sys::watch(self).map(WatchedRefusals)
+    }
+
+    /// The next one, if there is one now.
+    pub fn read(&mut self) -> Option<Refusal> {
+        loop {
+            let item = self.0.next()?;
+            // Only our own programs write here.
+            if let Some(refusal) = ToldRefusal::from_bytes(&item).and_then(|told| Refusal::from_raw(&told)) {
+                return Some(refusal);
+            }
+        }
+    }
+}
+
+impl WatchedRefusals {
+    /// Waits for the next ones, up to so many. May be none. Cancelled, it has read none.
+    pub async fn read(&mut self, most: usize) -> io::Result<Vec<Refusal>> {
+        let mut ready = self.0.readable_mut().await?;
+        let refusals = ready.get_inner_mut();
+        let read: Vec<Refusal> = std::iter::from_fn(|| refusals.read()).take(most).collect();
+        // Those that are left would wake nobody: the kernel tells only of the first after all were read.
+        if read.len() < most {
+            ready.clear_ready();
+        }
+        Ok(read)
+    }
+}
+
+impl AsRawFd for Refusals {
+    fn as_raw_fd(&self) -> RawFd {
+        self.0.as_raw_fd()
+    }
+}
+
+impl Refusal {
+    pub(super) fn from_raw(told: &ToldRefusal) -> Option<Self> {
+        let ToldRefusal(raw, path) = told;
+        let reason = *Reason::ALL.get(raw.reason as usize)?;
+        let process = (raw.has_task != 0).then(|| ProcessFacts {
+            pid: raw.pid,
+            uid: raw.uid,
+            comm: text(&raw.comm),
+            ..ProcessFacts::default()
+        });
+        let what = words(reason, raw, &text(path));
+        Some(Self { reason, what, cgroup_id: raw.cgroup_id, process, left_out: raw.left_out })
+    }
+}
+
+fn words(reason: Reason, raw: &RawRefusal, path: &str) -> String {
+    let protocol = protocol(raw);
+    let to = match raw.family {
+        AF_UNIX if path.is_empty() => "a unix socket without a name".to_owned(),
+        AF_UNIX => format!("unix socket {path}"),
+        _ => address(raw).map_or_else(|| "an unknown address".to_owned(), |address| address.to_string()),
+    };
+    match reason {
+        Reason::Socket => format!("{protocol} socket: only TCP sockets are made"),
+        Reason::NotTcp => format!("connect to {to} by {protocol}: only TCP is taken to the enforcer"),
+        Reason::Device => format!("connect to {to}: the socket is bound to a device"),
+        Reason::Enforcer => format!("connect to {to}: no enforcer was alive to take it"),
+        Reason::Session => format!("connect to {to}: the cgroup is no session"),
+        Reason::Memory => format!("connect to {to}: the kernel had no memory to keep it in mind"),
+        Reason::Datagram => format!("datagram to {to} by {protocol}"),
+        Reason::Bind => format!("bind to {to}: nothing is offered to others from a session"),
+        Reason::Option => {
+            // As the caller gave them: they are signed.
+            let (level, name) = (raw.kind.cast_signed(), raw.protocol.cast_signed());
+            format!("socket option {name} of level {level}: it may choose another road")
+        }
+        Reason::Unix => format!("{to}: the policy does not list it"),
+        Reason::Egress => format!("packet to {to} by {protocol}: only the enforcer is reached"),
+        Reason::Ingress => format!("packet from {to} by {protocol}: only the enforcer is heard"),
+    }
+}
+
+fn address(raw: &RawRefusal) -> Option<SocketAddr> {
+    let mut bytes = [0; 16];
+    for (place, word) in bytes.chunks_exact_mut(4).zip(raw.address) {
+        place.copy_from_slice(&word.to_ne_bytes());
+    }
+    let [a, b, c, d, ..] = bytes;
+    let ip: IpAddr = match raw.family {
+        AF_INET => Ipv4Addr::new(a, b, c, d).into(),
+        AF_INET6 => Ipv6Addr::from(bytes).into(),
+        _ => return None,
+    };
+    Some(SocketAddr::new(ip, u16::try_from(raw.port).ok()?))
+}
+
+/// See linux/in.h.
+fn protocol(raw: &RawRefusal) -> String {
+    const SOCK_RAW: u32 = 3;
+    if raw.kind == SOCK_RAW {
+        return format!("raw ({})", raw.protocol);
+    }
+    match raw.protocol {
+        1 | 58 => "ICMP".into(),
+        6 => "TCP".into(),
+        17 => "UDP".into(),
+        33 => "DCCP".into(),
+        132 => "SCTP".into(),
+        136 => "UDP-Lite".into(),
+        262 => "MPTCP".into(),
+        other => format!("protocol {other}"),
+    }
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes.split(|byte| *byte == 0).next().unwrap_or_default()).into_owned()
+}
