@@ -240,3 +240,23 @@ fn the_list_ends_with_the_session_and_with_the_daemon_that_gave_it() {
     assert_eq!(host.reach("agents/one", "stream", "exact", text(&path)), ECONNREFUSED);
     assert_eq!(server.reached(), 1, "the one that was listed");
 }
+
+#[test]
+fn a_kernel_that_cannot_is_named_and_enforces_the_rest() {
+    let mut world = World::bare();
+    // Without its types, the kernel does not tell where it keeps a name.
+    world.start_after("mount -t tmpfs none /sys/kernel/btf");
+    world.govern();
+    world.allow("one");
+    let problems = world.tell("verify");
+    assert!(problems.contains("unix sockets of the host are not refused: this kernel cannot"), "{problems}");
+    assert!(problems.contains("/sys/kernel/btf/vmlinux"), "{problems}");
+    assert!(world.act("agents/one", &["connect", "192.0.2.1:1"]).starts_with("ok 192.0.2.1:1 192.0.2.1:1 "));
+    assert_eq!(world.act("agents/two", &["connect", "192.0.2.1:1"]), ECONNREFUSED);
+    // Nor does a list open or close anything.
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("socket");
+    let server = Server::stream(&path);
+    assert_eq!(world.act("agents/one", &["unix", "stream", "exact", text(&path)]).trim_end(), "ok");
+    assert_eq!(server.reached(), 1);
+}

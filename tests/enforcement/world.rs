@@ -59,7 +59,18 @@ impl World {
 
     /// Starts an enforcer, or another after the last one.
     pub fn start(&mut self) {
-        let mut process = Command::new(PROBE)
+        self.start_as(Command::new(PROBE));
+    }
+
+    /// Starts one that runs after this script of a shell, in a mount namespace of its own.
+    pub fn start_after(&mut self, script: &str) {
+        let mut command = Command::new("unshare");
+        command.args(["--mount", "sh", "-e", "-c", &format!("{script}; exec \"$0\" \"$@\"")]).arg(PROBE);
+        self.start_as(command);
+    }
+
+    fn start_as(&mut self, mut probe: Command) {
+        let mut process = probe
             .args(["enforcer".as_ref(), self.pins().as_os_str(), self.root.as_os_str()])
             .arg(self.cgroup("enforcer"))
             .args([self.ports.0.to_string(), self.ports.1.to_string()])
