@@ -204,6 +204,19 @@ fn the_listener_outlives_the_daemon() {
 }
 
 #[test]
+fn ordinary_work_goes_on_in_a_session() {
+    let server = Postgres::start().unwrap();
+    let daemon = Daemon::start(&server, SHOP_POLICY).unwrap();
+    let script = "set -e; cd $(mktemp -d); mkdir a b; echo one > a/f; mv a/f b/; ln b/f a/g; mv b c; cat a/g c/f
+        sleep 60 & kill $!; wait $! || true
+        python3 -c 'import socket,subprocess; a, b = socket.socketpair(); a.send(b\"two\"); print(b.recv(3).decode())
+subprocess.run([\"true\"], check=True)'
+        rm -r a c; pwd | xargs rmdir; echo done";
+    let output = governed(&daemon, "/bin/sh", &["-c", script]);
+    assert_eq!(String::from_utf8_lossy(&output.stdout), "one\none\ntwo\ndone\n", "{}", text(&output));
+}
+
+#[test]
 fn what_is_pinned_goes_only_by_uninstall() {
     let server = Postgres::start().unwrap();
     let mut daemon = Daemon::start(&server, SHOP_POLICY).unwrap();

@@ -3,6 +3,7 @@
 
 mod confine;
 mod daemon;
+mod escape;
 mod redirect;
 mod refused;
 mod survival;

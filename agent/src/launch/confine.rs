@@ -4,9 +4,11 @@
 //! privileges that undo hooks pass them all. So this is not optional: each step must succeed, or nothing is run.
 //!
 //! Order: the bounding set while there is still the privilege to shrink it; the user; what is left of capabilities; no
-//! new privileges; descriptors; the system call filters last, since they refuse some of the steps before.
+//! new privileges; a Landlock domain; descriptors; the system call filters last, since they refuse some of the steps
+//! before.
 
 mod filter;
+pub mod landlock;
 mod sys;
 #[cfg(test)]
 mod tests;
@@ -58,6 +60,11 @@ pub enum ConfineError {
     /// Privileges could still be gained.
     #[error("new privileges cannot be ruled out")]
     NewPrivileges(#[source] io::Error),
+    /// Processes outside of the session would stay within reach.
+    #[error(
+        "the processes of others cannot be put out of reach; the kernel must have Landlock (`lsm=` names `landlock`)"
+    )]
+    Landlock(#[from] landlock::LandlockError),
     /// Descriptors would be inherited.
     #[error("open descriptors cannot be kept from the command")]
     Descriptors(#[source] io::Error),
@@ -114,6 +121,7 @@ pub fn confine(settings: &Settings) -> Result<(), ConfineError> {
     }
     give_up_capabilities(&keep)?;
     nix::sys::prctl::set_no_new_privs().map_err(|e| ConfineError::NewPrivileges(e.into()))?;
+    landlock::enter()?;
     sys::close_at_exec_from(3).map_err(ConfineError::Descriptors)?;
     for filter in &filters {
         seccompiler::apply_filter(filter).map_err(ConfineError::Filter)?;
