@@ -34,13 +34,29 @@ fn restore(server: &Postgres) {
     server.sql("shop", "DELETE FROM orders WHERE id > 5000; UPDATE orders SET status = 'open'").unwrap();
 }
 
+/// Types that a driver knows nothing about before it asks.
+const MOODS: &str = "CREATE TYPE mood AS ENUM ('calm', 'cross');
+    CREATE TYPE spot AS (x integer, y integer);
+    CREATE DOMAIN small AS integer CHECK (VALUE < 10);
+    CREATE TABLE moods (id integer PRIMARY KEY, mood mood, spot spot, small small, history mood[]);
+    GRANT ALL ON moods TO shop_agent";
+
+/// The shop's policy, and all may be done with the table of moods.
+fn policy() -> String {
+    let moods = "\n[[rule]]\nname = \"moods change\"\nupstream = \"shop\"\nverbs = [\"write\", \"delete\"]\n\
+        targets = [\"public.moods\"]\neffect = \"allow\"\n";
+    format!("{SHOP_POLICY}{moods}")
+}
+
 fn python(script: &str, source: &str) {
     let server = Postgres::start().unwrap();
-    let daemon = Daemon::start(&server, SHOP_POLICY).unwrap();
+    server.sql("shop", MOODS).unwrap();
+    let daemon = Daemon::start(&server, &policy()).unwrap();
     let packages = copy(&daemon, &tools().join("python/lib"), "python");
     let site = std::fs::read_dir(packages).unwrap().next().unwrap().unwrap().path().join("site-packages");
     let file = daemon.path(script);
     std::fs::write(&file, source).unwrap();
+    copy(&daemon, &server.ca(), "other-ca.pem");
     for tls in ["disable", "verify-full"] {
         let arguments = ["-B", &file.display().to_string(), &server.port.to_string(), tls];
         let mut command = daemon.governed("/usr/bin/python3", &arguments).unwrap();

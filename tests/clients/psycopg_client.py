@@ -1,9 +1,14 @@
 """psycopg 3 as an agent would use it. Arguments: the port, and sslmode. Prints `ok` if all is as it should be."""
 
+import datetime
+import decimal
+import os
 import sys
 
 import psycopg
 from psycopg import errors
+from psycopg.pq import DiagnosticField, ExecStatus
+from psycopg.types.json import Jsonb
 
 port, sslmode = sys.argv[1], sys.argv[2]
 dsn = f"host=127.0.0.1 port={port} dbname=shop user=agent password=none sslmode={sslmode}"
@@ -17,7 +22,28 @@ def masked(email):
     assert email and "customer" not in email.split("@")[0], f"not masked: {email!r}"
 
 
+def refused(call, rule):
+    try:
+        call()
+    except errors.InsufficientPrivilege as error:
+        assert error.sqlstate == "42501" and f'rule "{rule}"' in str(error), str(error)
+        return
+    raise AssertionError("what is not allowed passed")
+
+
+if sslmode == "verify-full":
+    # For either name, by the environment's CA alone or its bundle; and by no other CA, not even the server's own.
+    for more in ("host=localhost", "sslrootcert=system"):
+        with psycopg.connect(f"{dsn} {more}") as db:
+            assert db.pgconn.ssl_in_use, more
+    try:
+        psycopg.connect(dsn, sslrootcert=os.path.join(os.path.dirname(__file__), "other-ca.pem"))
+        raise AssertionError("any certificate passes")
+    except psycopg.OperationalError as error:
+        assert "certificate verify failed" in str(error), str(error)
+
 with psycopg.connect(dsn) as db:
+    equal(bool(db.pgconn.ssl_in_use), sslmode == "verify-full", "TLS")
     # Parameters, text and binary.
     equal(db.execute("SELECT count(*) FROM orders").fetchone(), (5000,), "count")
     for binary in (False, True):
@@ -30,6 +56,26 @@ with psycopg.connect(dsn) as db:
             assert "007" not in ssn and "12-3" not in ssn, f"ssn {ssn!r}"
             assert "4111111111111111" not in card, f"card {card!r}"
             equal(name, "Customer 7", "what has no mask")
+            for value in (
+                decimal.Decimal("-12.50"),
+                datetime.date(2024, 2, 29),
+                datetime.datetime(2024, 2, 29, 1, 2, 3, 4, tzinfo=datetime.timezone.utc),
+                b"\x00\xff bytes",
+                "text \u00e9\u4e2d",
+                [1, 2, 3],
+                1.5,
+                True,
+                None,
+            ):
+                equal(cursor.execute("SELECT %b", (value,)).fetchone(), (value,), f"round trip, binary={binary}")
+            equal(cursor.execute("SELECT %b", (Jsonb({"a": [1]}),)).fetchone(), ({"a": [1]},), "round trip of jsonb")
+            masked(cursor.execute("SELECT mail FROM contacts WHERE id = 7").fetchone()[0])
+            masked(cursor.execute("SELECT notes FROM customers WHERE id = 7").fetchone()[0]["mail"])
+            rows = cursor.stream("SELECT id, email FROM customers WHERE id <= %s ORDER BY id", (300,))
+            for number, (id, email) in enumerate(rows, 1):
+                equal(id, number, "order of the stream")
+                masked(email)
+            equal(number, 300, "rows of the stream")
     # Prepared from the first use on.
     for i in range(1, 20):
         row = db.execute("SELECT name FROM products WHERE id = %s", (i,), prepare=True).fetchone()
@@ -47,6 +93,38 @@ with psycopg.connect(dsn) as db:
     with db.transaction():
         db.execute("UPDATE orders SET status = 'paid' WHERE id = 1")
     equal(db.execute("SELECT status FROM orders WHERE id = 1").fetchone(), ("paid",), "committed")
+
+    db.commit()
+
+    # Without a transaction, the session goes on at once.
+    db.autocommit = True
+    refused(lambda: db.execute("DROP TABLE orders"), "no drops")
+    refused(lambda: db.execute("SELECT * FROM payroll WHERE id = %s", (1,)), "default")
+    refused(lambda: db.execute("DELETE FROM customers WHERE id = %s", (1,), prepare=True), "default")
+    equal(db.execute("SELECT count(*) FROM customers").fetchone(), (1000,), "the session goes on")
+
+    # What each statement of a pipeline is answered with. libpq itself, since psycopg raises at the first error it reads.
+    pgconn = db.pgconn
+    pgconn.enter_pipeline_mode()
+    for statements in ((b"SELECT 1", b"DROP TABLE products", b"SELECT 2"), (b"SELECT 3",)):
+        for statement in statements:
+            pgconn.send_query_params(statement, None)
+        pgconn.pipeline_sync()
+    answers = []
+    while answers.count("PIPELINE_SYNC") < 2:
+        result = pgconn.get_result()
+        if result is not None:
+            status = ExecStatus(result.status).name
+            answers.append(result.get_value(0, 0) if status == "TUPLES_OK" else status)
+            if status == "FATAL_ERROR":
+                equal(result.error_field(DiagnosticField.SQLSTATE), b"42501", "sqlstate")
+    pgconn.exit_pipeline_mode()
+    equal(
+        answers,
+        [b"1", "FATAL_ERROR", "PIPELINE_ABORTED", "PIPELINE_SYNC", b"3", "PIPELINE_SYNC"],
+        "answers of the pipeline",
+    )
+    db.autocommit = False
 
     # A cursor at the server, several fetches.
     with db.transaction(), db.cursor(name="walk", binary=True) as cursor:
@@ -75,6 +153,11 @@ with psycopg.connect(dsn) as db:
         with cursor.copy("COPY customers (id, email) TO STDOUT") as copy:
             for _, email in copy.rows():
                 masked(email)
+        with cursor.copy("COPY customers (id, email, ssn, card) TO STDOUT (FORMAT BINARY)") as copy:
+            copy.set_types(["int4", "text", "varchar", "text"])
+            for id, email, ssn, card in copy.rows():
+                masked(email)
+                assert card != "4111111111111111" and not ssn.startswith(f"{id:03}-12"), (ssn, card)
         columns = "COPY orders (id, customer, product, quantity, status) FROM STDIN"
         with cursor.copy(columns) as copy:
             for i in range(6000, 7000):
@@ -83,24 +166,51 @@ with psycopg.connect(dsn) as db:
             copy.set_types(["int4", "int4", "int4", "int4", "text"])
             for i in range(7000, 8000):
                 copy.write_row((i, 1, 1, 1, "copied"))
-    equal(db.execute("SELECT count(*) FROM orders WHERE status = 'copied'").fetchone(), (2000,), "copied in")
+        query = "INSERT INTO orders VALUES (%s, 1, 1, 1, 'copied')"
+        cursor.executemany(query, [(i,) for i in range(8000, 8100)])
+    equal(db.execute("SELECT count(*) FROM orders WHERE status = 'copied'").fetchone(), (2100,), "copied in")
     db.commit()
+
+    def copy(statement):
+        with db.cursor() as cursor, cursor.copy(statement) as copy:
+            if "FROM STDIN" in statement:
+                copy.write_row((9000, "x"))
+            else:
+                copy.read()
+
+    for statement in (
+        "COPY payroll TO STDOUT",
+        "COPY (SELECT * FROM payroll) TO STDOUT (FORMAT BINARY)",
+        "COPY customers (id, name) FROM STDIN",
+    ):
+        refused(lambda: copy(statement), "default")
+        db.rollback()
 
     # A pipeline, and one with a refused command in its middle.
     with db.pipeline():
         cursors = [db.execute("SELECT %s::int * 2", (i,)) for i in range(50)]
     equal([cursor.fetchone()[0] for cursor in cursors], [i * 2 for i in range(50)], "pipeline")
-    try:
+
+    def pipeline():
         with db.pipeline():
-            db.execute("SELECT 1")
+            db.execute("UPDATE orders SET status = 'lost' WHERE id = 2")
             db.execute("DROP TABLE products")
-            db.execute("SELECT 2")
-        raise AssertionError("DROP TABLE passed in a pipeline")
-    except errors.InsufficientPrivilege as error:
-        assert "no drops" in str(error), str(error)
+            db.execute("UPDATE orders SET status = 'lost' WHERE id = 3")
+
+    refused(pipeline, "no drops")
     db.rollback()
+    equal(db.execute("SELECT count(*) FROM orders WHERE status = 'lost'").fetchone(), (0,), "lost in a pipeline")
     equal(db.execute("SELECT count(*) FROM products").fetchone(), (200,), "the session goes on")
     db.commit()
+
+    # Every statement prepared, as `prepare_threshold=0` says, also a refused one.
+    with psycopg.connect(dsn, prepare_threshold=0, autocommit=True) as other:
+        for i in range(1, 4):
+            for _ in range(3):
+                masked(other.execute("SELECT email FROM customers WHERE id = %s", (i,)).fetchone()[0])
+            refused(lambda: other.execute("DELETE FROM customers WHERE id = %s", (i,)), "default")
+        names = other.execute("SELECT count(*) FROM pg_prepared_statements").fetchone()
+        assert names[0] >= 1, names
 
     # Types that psycopg asks the catalogue about.
     from psycopg.types import TypeInfo

@@ -25,23 +25,22 @@ use portcullis_tests::{Daemon, Postgres, SHOP_POLICY};
 
 const ESCAPE: &str = env!("CARGO_BIN_EXE_escape");
 const MARKER: &str = "portcullis-escape-marker";
-const PORT: u16 = 7777;
 /// Addresses for documentation: RFC 5737, RFC 3849. Routed to the test's own namespace only.
 const V4: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 2);
 const V6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 2);
 
-/// Watches in the other namespace: prints a line for each packet that matters. Its last argument is the marker.
+/// Watches in the other namespace: prints a line for each packet that matters. Arguments: marker, port, device.
 const SNIFFER: &str = r"
 import socket, sys
-marker = sys.argv[1].encode()
+marker, port, device = sys.argv[1].encode(), int(sys.argv[2]), sys.argv[3]
 v4, v6, group = bytes([192,0,2,2]), bytes.fromhex('20010db8000000000000000000000002'), bytes([239,77,77,77])
 keep = []
 for family, host in ((socket.AF_INET, '192.0.2.2'), (socket.AF_INET6, '2001:db8::2')):
     t = socket.socket(family); t.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    t.bind((host, 7777)); t.listen(64); keep.append(t)
-    u = socket.socket(family, socket.SOCK_DGRAM); u.bind((host, 7777)); keep.append(u)
+    t.bind((host, port)); t.listen(64); keep.append(t)
+    u = socket.socket(family, socket.SOCK_DGRAM); u.bind((host, port)); keep.append(u)
 s = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3))
-s.bind(('esc1', 0))
+s.bind((device, 0))
 print('ready', flush=True)
 while True:
     p, where = s.recvfrom(65535)
@@ -59,6 +58,9 @@ struct Witness {
     folder: tempfile::TempDir,
     seen: Arc<AtomicUsize>,
     stop: Arc<AtomicBool>,
+    namespace: String,
+    near: String,
+    port: u16,
 }
 
 fn ip(arguments: &str) {
@@ -68,18 +70,22 @@ fn ip(arguments: &str) {
 
 impl Witness {
     fn new() -> Self {
-        let _ = Command::new("ip").args(["netns", "delete", "portcullis-escape"]).output();
-        ip("netns add portcullis-escape");
-        ip("link add esc0 type veth peer name esc1 netns portcullis-escape");
-        ip("address add 192.0.2.1/24 dev esc0");
-        ip("address add 2001:db8::1/64 dev esc0 nodad");
-        ip("link set esc0 up");
-        ip("netns exec portcullis-escape ip link set lo up");
-        ip("netns exec portcullis-escape ip address add 192.0.2.2/24 dev esc1");
-        ip("netns exec portcullis-escape ip address add 2001:db8::2/64 dev esc1 nodad");
-        ip("netns exec portcullis-escape ip link set esc1 up");
+        let id = std::process::id();
+        let (namespace, near, far) = (format!("portcullis-{id}"), format!("esc{id}a"), format!("esc{id}b"));
+        let port = UdpSocket::bind("127.0.0.1:0").and_then(|s| s.local_addr()).expect("a free port").port();
+        ip(&format!("netns add {namespace}"));
+        ip(&format!("link add {near} type veth peer name {far} netns {namespace}"));
+        ip(&format!("address add 192.0.2.1/24 dev {near}"));
+        ip(&format!("address add 2001:db8::1/64 dev {near} nodad"));
+        ip(&format!("link set {near} up"));
+        for command in
+            ["link set lo up", "address add 192.0.2.2/24 dev FAR", "address add 2001:db8::2/64 dev FAR nodad"]
+        {
+            ip(&format!("netns exec {namespace} ip {}", command.replace("FAR", &far)));
+        }
+        ip(&format!("netns exec {namespace} ip link set {far} up"));
         let mut sniffer = Command::new("ip")
-            .args(["netns", "exec", "portcullis-escape", "/usr/bin/python3", "-c", SNIFFER, MARKER])
+            .args(["netns", "exec", &namespace, "/usr/bin/python3", "-c", SNIFFER, MARKER, &port.to_string(), &far])
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .spawn()
@@ -95,7 +101,7 @@ impl Witness {
         });
         let folder = tempfile::Builder::new().prefix("portcullis-esc-").tempdir().expect("a folder");
         fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).expect("a mode");
-        let witness = Self { sniffer, folder, seen, stop };
+        let witness = Self { sniffer, folder, seen, stop, namespace, near, port };
         witness.listen();
         witness
     }
@@ -107,9 +113,9 @@ impl Witness {
     /// Loopback and unix: whatever arrives with the marker counts.
     fn listen(&self) {
         for host in ["127.0.0.1", "::1"] {
-            let tcp = TcpListener::bind((host, PORT)).expect("the port of the witness is free");
+            let tcp = TcpListener::bind((host, self.port)).expect("the port of the witness is free");
             self.watch(tcp, |tcp| tcp.set_nonblocking(true), |tcp| tcp.accept().map(|_| true));
-            let udp = UdpSocket::bind((host, PORT)).expect("the port of the witness is free");
+            let udp = UdpSocket::bind((host, self.port)).expect("the port of the witness is free");
             let read = |udp: &UdpSocket| udp.recv_from(&mut [0; 256]).map(|_| true);
             self.watch(udp, |udp| udp.set_nonblocking(true), read);
         }
@@ -166,8 +172,8 @@ impl Drop for Witness {
         self.stop.store(true, Ordering::SeqCst);
         let _ = self.sniffer.kill();
         let _ = self.sniffer.wait();
-        let _ = Command::new("ip").args(["netns", "delete", "portcullis-escape"]).output();
-        let _ = Command::new("ip").args(["link", "delete", "esc0"]).output();
+        let _ = Command::new("ip").args(["link", "delete", &self.near]).output();
+        let _ = Command::new("ip").args(["netns", "delete", &self.namespace]).output();
     }
 }
 
@@ -236,9 +242,9 @@ fn no_attempt_reaches_anything() {
     let arguments: Vec<String> = [
         V4.to_string(),
         V6.to_string(),
-        PORT.to_string(),
+        witness.port.to_string(),
         witness.path(),
-        "esc0".into(),
+        witness.near.clone(),
         outside.id().to_string(),
         listening.expect("the daemon says where it listens").into(),
         daemon.path("run/control.sock").display().to_string(),
