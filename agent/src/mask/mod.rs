@@ -11,6 +11,7 @@
 mod column;
 mod detect;
 mod fit;
+pub mod fuzz;
 mod known;
 mod stream;
 #[cfg(test)]

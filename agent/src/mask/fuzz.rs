@@ -1,0 +1,109 @@
+//! What a fuzzer runs: what the doc of masks promises for any text.
+
+use std::sync::Arc;
+
+use super::{Hits, KnownSecrets, MaskSet, Masked, StreamScrubber};
+use crate::action::{Detector, MaskSpec, MaskWith};
+
+const ALL: [Detector; 5] =
+    [Detector::CreditCard, Detector::Iban, Detector::Email, Detector::PrivateKey, Detector::ApiToken];
+const SECRETS: [&[u8]; 3] = [b"correct-horse-battery", b"p\xc3\xa4ss \"w\\rd\"/'1'\n", b"xyzzy"];
+/// What is found by its looks, where blanks stand around it.
+const PLANTED: [&str; 8] = [
+    "4111111111111111",
+    "5500-0000-0000-0004",
+    "3782 822463 10005",
+    "DE89370400440532013000",
+    "GB82 WEST 1234 5698 7654 32",
+    "someone.else@example.com",
+    "ghp_012345678901234567890123456789abcdef",
+    "-----BEGIN RSA PRIVATE KEY-----\nMIIEpAIBAAKCAQEA\n-----END RSA PRIVATE KEY-----",
+];
+
+/// Scrubs text that has these bytes and a secret in it. The first two bytes choose how the rest is masked and cut.
+///
+/// No secret comes through, wherever it stands; what was scrubbed is clean; and text that comes in pieces is scrubbed as
+/// the whole is.
+pub fn scrub(data: &[u8]) {
+    let (choice, text) = data.split_at_checked(2).map_or((0, data), |(head, text)| {
+        (usize::from(u16::from_be_bytes([head[0], head[1]])), text)
+    });
+    let with = [MaskWith::Redact, MaskWith::Null, MaskWith::Hash, MaskWith::Partial][choice % 4];
+    let masks = Arc::new(masks(&ALL, with));
+    let secrets = Arc::new(KnownSecrets::new(SECRETS));
+    let at = choice / 4 % (text.len() + 1);
+
+    scrubbed(&masks, &secrets, with, text, choice);
+    for secret in SECRETS {
+        for form in forms(secret) {
+            let joined = [&text[..at], &form, &text[at..]].concat();
+            let out = scrubbed(&masks, &secrets, with, &joined, choice);
+            assert!(!contains(&out, &form), "a known secret came through as {:?}", show(&form));
+        }
+    }
+    for planted in PLANTED {
+        let joined = [&text[..at], b" ", planted.as_bytes(), b" ", &text[at..]].concat();
+        let out = scrubbed(&masks, &secrets, with, &joined, choice);
+        assert!(!contains(&out, planted.as_bytes()), "{planted} came through in {:?}", show(&out));
+    }
+}
+
+fn masks(detect: &[Detector], with: MaskWith) -> MaskSet {
+    let spec = MaskSpec { columns: Vec::new(), detect: detect.to_vec(), with };
+    // Without columns there is nothing that could be wrong.
+    MaskSet::compile(&[spec], [7; 32]).unwrap_or_else(|_| MaskSet::none())
+}
+
+/// What takes the place of a text, whole and in pieces.
+fn scrubbed(masks: &Arc<MaskSet>, secrets: &Arc<KnownSecrets>, with: MaskWith, text: &[u8], choice: usize) -> Vec<u8> {
+    let mut hits = Hits::default();
+    let masked = masks.scrub(text, secrets, &mut hits);
+    assert_eq!(hits.count == 0, masked == Masked::Unchanged, "what changed is counted");
+    let null = masked == Masked::Null;
+    let out = masked.or_text(text).into_owned();
+    let again = masks.scrub(&out, secrets, &mut Hits::default());
+    // A hash may by chance look like a card.
+    assert!(
+        with == MaskWith::Hash || again == Masked::Unchanged,
+        "{:?} still has what is masked: {:?}",
+        show(&out),
+        show(&again.or_text(&out))
+    );
+
+    let mut stream = StreamScrubber::new(masks.clone(), secrets.clone());
+    let mut pieces = Vec::new();
+    for piece in text.chunks(choice % 61 + 1) {
+        stream.push(piece, &mut pieces);
+    }
+    let streamed = stream.finish(&mut pieces);
+    assert_eq!(streamed, hits, "in pieces, as much is masked");
+    if null {
+        let again = masks.scrub(&pieces, secrets, &mut Hits::default());
+        assert_eq!(again, Masked::Unchanged, "NULL cannot be said in pieces");
+    } else {
+        assert_eq!(show(&pieces), show(&out), "in pieces, it is masked as the whole is");
+    }
+    if null { pieces } else { out }
+}
+
+/// A secret in the encodings in which a backend may give it back.
+fn forms(secret: &[u8]) -> Vec<Vec<u8>> {
+    use data_encoding::{BASE64, BASE64URL_NOPAD, HEXLOWER, HEXUPPER};
+    vec![
+        secret.to_vec(),
+        BASE64.encode(secret).into_bytes(),
+        BASE64.encode(&[b"x", secret].concat()).into_bytes(),
+        BASE64URL_NOPAD.encode(&[b"xy", secret, b"z"].concat()).into_bytes(),
+        HEXLOWER.encode(secret).into_bytes(),
+        HEXUPPER.encode(secret).into_bytes(),
+        serde_json::to_vec(&String::from_utf8_lossy(secret)).unwrap_or_default(),
+    ]
+}
+
+fn contains(text: &[u8], part: &[u8]) -> bool {
+    memchr::memmem::find(text, part).is_some()
+}
+
+fn show(text: &[u8]) -> String {
+    String::from_utf8_lossy(text).into_owned()
+}
