@@ -94,6 +94,41 @@ async fn copy_out_is_masked_in_every_format() {
     }
 }
 
+/// What the server takes for a line of names is passed as it is, so no spelling may make a row pass for one.
+#[tokio::test]
+async fn no_row_passes_for_a_header() {
+    let server = server();
+    let house = TestHouse::new(&server, POLICY).unwrap();
+    let client = house.client().await.unwrap();
+    let (mut masked, mut refused) = (0, 0);
+    for sql in [
+        "COPY customers (email, id) TO STDOUT (FORMAT csv, HEADER 00)",
+        "COPY customers (email, id) TO STDOUT (FORMAT csv, HEADER -0)",
+        "COPY customers (email, id) TO STDOUT (FORMAT csv, HEADER +0)",
+        "COPY customers (email, id) TO STDOUT (FORMAT csv, HEADER 0)",
+        "COPY customers (email, id) TO STDOUT (FORMAT csv, \"header\" 'OFF')",
+        "COPY (SELECT email, 1 AS header FROM customers) TO STDOUT (FORMAT csv, FORCE_QUOTE (email, header))",
+    ] {
+        let mut stream = match client.copy_out(sql).await {
+            Ok(stream) => Box::pin(stream),
+            Err(error) => {
+                assert_eq!(error.code().unwrap().code(), "42501", "{sql}: {error:?}");
+                refused += 1;
+                continue;
+            }
+        };
+        let mut data = Vec::new();
+        while let Some(piece) = stream.next().await {
+            data.extend_from_slice(&piece.unwrap());
+        }
+        let text = String::from_utf8_lossy(&data);
+        assert_eq!(text.lines().count(), 1000, "{sql}");
+        assert!(!text.contains("@example.com"), "{sql} leaked {}", &text[..200.min(text.len())]);
+        masked += 1;
+    }
+    assert_eq!((masked, refused), (3, 3));
+}
+
 #[tokio::test]
 async fn errors_and_notices_are_masked() {
     let server = server();

@@ -203,6 +203,15 @@ fn kinds_tell_the_protocol_what_changes() {
     assert_eq!(copy.format, CopyFormat::Csv);
     let columns = vec!["c".to_owned(), "D".to_owned()];
     assert_eq!(copy.source, CopySource::Table { schema: Some("a".into()), name: "b".into(), columns });
+    let lists = "copy t to stdout (format csv, force_quote (header, \"null\", b), force_null (c), delimiter ';')";
+    let K::Copy(copy) = kind(lists) else { panic!("a copy") };
+    let names: Vec<&str> = copy.options.iter().map(|(name, _)| name.as_str()).collect();
+    assert_eq!(names, ["format", "force_quote", "force_null", "delimiter"], "columns are no options");
+    for unclear in
+        ["header 00", "header -0", "header +0", "header 'maybe'", "header (a)", "null 'x' 'y'", "format csv,"]
+    {
+        assert_eq!(kind(&format!("copy t to stdout ({unclear})")), K::Opaque, "{unclear}");
+    }
 }
 
 #[test]

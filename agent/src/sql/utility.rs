@@ -478,26 +478,49 @@ fn columns(list: &[Token]) -> Option<Vec<String>> {
 fn copy_options(c: &mut Cursor<'_>, format: &mut CopyFormat, options: &mut Vec<(String, String)>) -> Option<()> {
     c.eat(&["with"]);
     if let Some(list) = c.group() {
-        for option in list.split(|t| t.is_punct(b',')).collect::<Vec<_>>().into_iter().filter(|o| !o.is_empty()) {
-            let mut o = Cursor::new(option);
-            // A column list's commas split too: its later names stand alone and are no option's name.
+        let mut o = Cursor::new(list);
+        loop {
             let name = o.next()?.identifier()?.to_owned();
-            let value = match o.next().map(|t| &t.lexeme) {
-                None => String::new(),
-                Some(Lexeme::Word(v) | Lexeme::Quoted(v) | Lexeme::Text(v) | Lexeme::Number(v)) => v.clone(),
-                Some(Lexeme::Op(op)) if op == "*" => "*".to_owned(),
-                Some(Lexeme::Punct(b'(')) => "(".to_owned(),
-                Some(_) => String::new(),
+            let value = match o.peek().map(|t| &t.lexeme) {
+                None | Some(Lexeme::Punct(b',')) => String::new(),
+                // A list of columns: what stands in it is no option.
+                Some(Lexeme::Punct(b'(')) => {
+                    o.group()?;
+                    "(".to_owned()
+                }
+                Some(Lexeme::Word(v) | Lexeme::Quoted(v) | Lexeme::Text(v) | Lexeme::Number(v)) => {
+                    o.next();
+                    v.clone()
+                }
+                Some(Lexeme::Op(op)) if op == "*" => {
+                    o.next();
+                    "*".to_owned()
+                }
+                // No option takes a signed number but a header, and `-0` is none.
+                Some(_) => return None,
             };
-            if name == "format" {
-                *format = match value.as_str() {
-                    "text" => CopyFormat::Text,
-                    "csv" => CopyFormat::Csv,
-                    "binary" => CopyFormat::Binary,
-                    _ => return None,
-                };
+            match name.as_str() {
+                "format" => {
+                    *format = match value.as_str() {
+                        "text" => CopyFormat::Text,
+                        "csv" => CopyFormat::Csv,
+                        "binary" => CopyFormat::Binary,
+                        _ => return None,
+                    };
+                }
+                // Whether the first line is one decides whether it is masked, so that every spelling must be known: the
+                // server takes `00` for 0.
+                "header" => {
+                    let value = value.to_ascii_lowercase();
+                    ["", "true", "on", "1", "match", "false", "off", "0"].contains(&value.as_str()).then_some(())?;
+                }
+                _ => {}
             }
             options.push((name, value));
+            if o.done() {
+                break;
+            }
+            o.eat_punct(b',').then_some(())?;
         }
         return Some(());
     }
