@@ -25,9 +25,9 @@ const PLANTED: [&str; 8] = [
 /// No secret comes through, wherever it stands; what was scrubbed is clean; and text that comes in pieces is scrubbed as
 /// the whole is.
 pub fn scrub(data: &[u8]) {
-    let (choice, text) = data.split_at_checked(2).map_or((0, data), |(head, text)| {
-        (usize::from(u16::from_be_bytes([head[0], head[1]])), text)
-    });
+    let (choice, text) = data
+        .split_at_checked(2)
+        .map_or((0, data), |(head, text)| (usize::from(u16::from_be_bytes([head[0], head[1]])), text));
     let with = [MaskWith::Redact, MaskWith::Null, MaskWith::Hash, MaskWith::Partial][choice % 4];
     let masks = Arc::new(masks(&ALL, with));
     let secrets = Arc::new(KnownSecrets::new(SECRETS));
