@@ -69,6 +69,13 @@ impl World {
         self.start_as(command);
     }
 
+    /// Starts one in a network namespace.
+    pub fn start_in(&mut self, namespace: &Namespace) {
+        let mut command = Command::new("nsenter");
+        command.arg(namespace.argument()).arg(PROBE);
+        self.start_as(command);
+    }
+
     fn start_as(&mut self, mut probe: Command) {
         let mut process = probe
             .args(["enforcer".as_ref(), self.pins().as_os_str(), self.root.as_os_str()])
@@ -192,6 +199,44 @@ pub fn eventually(mut done: impl FnMut() -> bool) -> bool {
         thread::sleep(Duration::from_millis(20));
     }
     done()
+}
+
+/// A network namespace with nothing in it but a loopback device, as long as this lives.
+pub struct Namespace {
+    holder: Child,
+    pub pid: String,
+}
+
+impl Namespace {
+    pub fn new() -> Self {
+        let mut command = Command::new(PROBE);
+        command.arg("namespace").stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut holder = command.spawn().expect("the probe");
+        let mut pid = String::new();
+        let lines = holder.stdout.as_mut().expect("piped");
+        BufReader::new(lines).read_line(&mut pid).expect("a line");
+        assert!(!pid.is_empty(), "a network namespace: these tests need root");
+        Self { holder, pid: pid.trim_end().to_owned() }
+    }
+
+    /// For nsenter(1).
+    fn argument(&self) -> String {
+        format!("--net=/proc/{}/ns/net", self.pid)
+    }
+
+    /// The command of a world, in this namespace.
+    pub fn command(&self, world: &World, cgroup: &str, action: &[&str]) -> Command {
+        let mut command = Command::new("nsenter");
+        command.arg(self.argument()).arg(PROBE).arg("in").arg(world.cgroup(cgroup)).args(action).stdin(Stdio::null());
+        command
+    }
+}
+
+impl Drop for Namespace {
+    fn drop(&mut self) {
+        let _ = self.holder.kill();
+        let _ = self.holder.wait();
+    }
 }
 
 /// A server that nobody redirects to, and how many came to it.

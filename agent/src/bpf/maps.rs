@@ -6,7 +6,7 @@ use aya::{
     Ebpf, Pod,
     maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, RingBuf, SkStorage},
 };
-use portcullis_ebpf::{Enforcer, RawOrigin, Reason, Reporting, UnixPlaces};
+use portcullis_ebpf::{Enforcer, RawOrigin, Reason, Reporting, Tuple, UnixPlaces};
 
 use super::{BpfError, unix};
 
@@ -16,6 +16,7 @@ pub(super) struct Maps {
     heartbeat: Mutex<Array<MapData, u64>>,
     pub(super) sessions: Mutex<HashMap<MapData, u64, u32>>,
     pub(super) origins: SkStorage<MapData, RawOrigin>,
+    tuples: HashMap<MapData, Tuple, RawOrigin>,
     pub(super) unix: unix::Paths,
     pub(super) places: Mutex<Array<MapData, UnixPlaces>>,
     refused: PerCpuArray<MapData, u64>,
@@ -41,12 +42,13 @@ impl Maps {
 
     /// From the object that they were loaded with.
     pub(super) fn take(object: &mut Ebpf) -> Result<Self, BpfError> {
-        let [enforcer, heartbeat, sessions, origins, _, paths, places, refused, reporting, refusals] = Self::NAMES;
+        let [enforcer, heartbeat, sessions, origins, tuples, paths, places, refused, reporting, refusals] = Self::NAMES;
         Ok(Self {
             enforcer: Mutex::new(take(object, enforcer, Array::try_from)?),
             heartbeat: Mutex::new(take(object, heartbeat, Array::try_from)?),
             sessions: Mutex::new(take(object, sessions, HashMap::try_from)?),
             origins: take(object, origins, SkStorage::try_from)?,
+            tuples: take(object, tuples, HashMap::try_from)?,
             unix: unix::Paths::new(take(object, paths, HashMap::try_from)?),
             places: Mutex::new(take(object, places, Array::try_from)?),
             refused: take(object, refused, PerCpuArray::try_from)?,
@@ -80,6 +82,13 @@ impl Maps {
         Ok(counts.iter().sum())
     }
 
+    /// How much each table holds.
+    pub(super) fn entries(&self) -> Result<Vec<(&'static str, usize)>, BpfError> {
+        let tuples = count(Self::NAMES[4], self.tuples.keys())?;
+        let sessions = count(Self::NAMES[2], lock(&self.sessions).keys())?;
+        Ok(vec![(Self::NAMES[2], sessions), (Self::NAMES[4], tuples), (unix::TABLE, self.unix.entries()?)])
+    }
+
     /// How many refusals of each cgroup were not told so far. A cgroup that was quiet for long may be missing.
     pub(super) fn left_out(&self) -> Vec<(u64, u64)> {
         // Entries come and go while they are read; one that went has nothing to say.
@@ -94,6 +103,14 @@ fn take<M>(
 ) -> Result<M, BpfError> {
     let map = object.take_map(name).ok_or(BpfError::Incomplete { what: name })?;
     into(map).map_err(|source| BpfError::Map { map: name, source })
+}
+
+/// How many keys a table has.
+pub(super) fn count<K>(
+    map: &'static str,
+    mut keys: impl Iterator<Item = Result<K, MapError>>,
+) -> Result<usize, BpfError> {
+    keys.try_fold(0, |n, key| key.map(|_| n + 1)).map_err(|source| BpfError::Map { map, source })
 }
 
 /// Removing what is not there is no error.

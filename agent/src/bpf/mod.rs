@@ -280,6 +280,11 @@ impl Kernel {
         Reason::ALL.iter().map(|reason| Ok((*reason, self.maps.refused(*reason)?))).collect()
     }
 
+    /// How many entries each table has whose entries come and go: what a host that is at rest should not keep.
+    pub fn entries(&self) -> Result<Vec<(&'static str, usize)>, BpfError> {
+        self.maps.entries()
+    }
+
     /// How many refusals of each cgroup were counted but not told so far.
     pub fn left_out(&self) -> Vec<(u64, u64)> {
         self.maps.left_out()

@@ -16,7 +16,7 @@ use portcullis_ebpf::{UNIX_CONTEXT_WORDS, UNIX_PATH_MAX, UNIX_PATH_ROOM, UnixPat
 use super::{
     BpfError, btf,
     hooks::{Hook, Loaded, UNIX},
-    maps::{Maps, absent_is_fine, lock},
+    maps::{Maps, absent_is_fine, count, lock},
     pins::Pins,
     sys,
 };
@@ -87,6 +87,11 @@ impl Paths {
             absent_is_fine(table.remove(&key)).map_err(failed)?;
         }
         Ok(())
+    }
+
+    /// How many the table holds.
+    pub(super) fn entries(&self) -> Result<usize, BpfError> {
+        count(TABLE, lock(&self.table).keys())
     }
 
     /// A session that may reach none yet.

@@ -1,11 +1,9 @@
 //! What a governed process tries. Each attempt prints one line: `ok ...` or `error ERRNO`.
 
 use std::{
-    io::{self, BufRead, BufReader, Read, Write},
+    io::{self, BufRead, BufReader, Write},
     net::{SocketAddr, TcpListener, TcpStream, UdpSocket},
     os::fd::{AsRawFd, FromRawFd, OwnedFd},
-    sync::atomic::{AtomicUsize, Ordering},
-    thread,
 };
 
 use anyhow::{Context, Result, bail};
@@ -13,7 +11,7 @@ use anyhow::{Context, Result, bail};
 pub fn act(action: &[&str]) -> Result<()> {
     match *action {
         ["connect", address] => report(connect(address.parse()?)),
-        ["storm", count, threads, ref addresses @ ..] => storm(count.parse()?, threads.parse()?, addresses),
+        ["load", cgroup, process, count] => crate::load::load(cgroup.as_ref(), process.parse()?, count.parse()?),
         ["brief", first, count, ip] => brief(first.parse()?, count.parse()?, ip),
         ["sockets"] => sockets(),
         ["datagram", address] => report(UdpSocket::bind("0.0.0.0:0").and_then(|s| {
@@ -65,48 +63,6 @@ fn connect(address: SocketAddr) -> io::Result<String> {
     let mut line = String::new();
     BufReader::new(stream).read_line(&mut line)?;
     Ok(format!("{peer} {}", line.trim_end()))
-}
-
-/// Many connections at the same time, to several addresses: prints how many went wrong, and how.
-fn storm(count: usize, threads: usize, addresses: &[&str]) -> Result<()> {
-    let addresses = addresses.iter().map(|a| a.parse()).collect::<Result<Vec<SocketAddr>, _>>()?;
-    let (right, wrong, missing, failed) =
-        (AtomicUsize::new(0), AtomicUsize::new(0), AtomicUsize::new(0), AtomicUsize::new(0));
-    thread::scope(|scope| {
-        for start in 0..threads {
-            let (addresses, right, wrong, missing, failed) = (&addresses, &right, &wrong, &missing, &failed);
-            scope.spawn(move || {
-                for i in 0..count / threads {
-                    let mut address = addresses[(start + i) % addresses.len()];
-                    // A port for each connection, so that a neighbour's origin is seen to be wrong.
-                    address.set_port(1 + ((start * (count / threads) + i) % 65_000) as u16);
-                    let counter = match TcpStream::connect(address) {
-                        Err(e) => {
-                            eprintln!("{address}: {e}");
-                            failed
-                        }
-                        Ok(mut stream) => {
-                            let peer = stream.peer_addr().ok();
-                            let mut text = String::new();
-                            let read = stream.read_to_string(&mut text);
-                            match text.split(' ').next().and_then(|origin| origin.parse().ok()) {
-                                None => {
-                                    eprintln!("{address}: {read:?}");
-                                    missing
-                                }
-                                Some(origin) if origin == address && peer == Some(address) => right,
-                                Some::<SocketAddr>(_) => wrong,
-                            }
-                        }
-                    };
-                    counter.fetch_add(1, Ordering::Relaxed);
-                }
-            });
-        }
-    });
-    let [right, wrong, missing, failed] = [right, wrong, missing, failed].map(AtomicUsize::into_inner);
-    println!("right {right} wrong {wrong} missing {missing} failed {failed}");
-    Ok(())
 }
 
 /// Connections that are closed as soon as they are open, one to each port.

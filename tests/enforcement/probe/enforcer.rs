@@ -2,10 +2,10 @@
 //! standard input, each answered by one line.
 
 use std::{
-    collections::BTreeMap,
-    io::{self, BufRead, Write},
+    collections::{BTreeMap, BTreeSet},
+    io::{self, BufRead, BufReader, Write},
     net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6, TcpListener, TcpStream},
-    os::fd::AsFd,
+    os::fd::{AsFd, AsRawFd},
     path::Path,
     sync::{
         Arc, Mutex,
@@ -18,12 +18,39 @@ use std::{
 use anyhow::{Context, Result, bail};
 use portcullis::bpf::{Kernel, KernelSettings};
 
+use crate::load;
+
+/// Threads that accept from each listener.
+const ACCEPTING: usize = 8;
+const BACKLOG: i32 = 4096;
+
 #[derive(Default)]
 struct Seen {
     /// Origins, and how often each came.
     origins: BTreeMap<SocketAddr, usize>,
     /// Why connections had none.
     without: Vec<String>,
+    claims: Claims,
+}
+
+/// What clients claimed, beside what the kernel knew.
+#[derive(Default)]
+struct Claims {
+    right: usize,
+    wrong: Vec<String>,
+    /// Reset before they said anything.
+    silent: usize,
+    /// Ports of clients, each once.
+    ports: BTreeSet<u16>,
+}
+
+/// What the enforcer does with a connection.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Manner {
+    /// Tells the origin at once.
+    Tell,
+    /// Reads what the client claims first, and compares.
+    Compare,
 }
 
 pub fn run(pins: &Path, root: &Path, own: &Path, port4: u16, port6: u16) -> Result<()> {
@@ -41,15 +68,9 @@ pub fn run(pins: &Path, root: &Path, own: &Path, port4: u16, port6: u16) -> Resu
     kernel.set_enforcer(address4, Some(address6), own)?;
 
     let seen = Arc::new(Mutex::new(Seen::default()));
+    let comparing = Arc::new(AtomicBool::new(false));
     for listener in [v4, v6] {
-        let (kernel, seen) = (kernel.clone(), seen.clone());
-        thread::spawn(move || {
-            loop {
-                if let Ok((stream, _)) = listener.accept() {
-                    answer(&kernel, stream, &seen);
-                }
-            }
-        });
+        serve(listener, &kernel, &seen, &comparing)?;
     }
     let beating = Arc::new(AtomicBool::new(true));
     {
@@ -89,6 +110,24 @@ pub fn run(pins: &Path, root: &Path, own: &Path, port4: u16, port6: u16) -> Resu
                 let counts = kernel.refused()?.into_iter().filter(|(_, count)| *count > 0);
                 counts.map(|(reason, count)| format!("{}={count}", reason.as_str())).collect::<Vec<_>>().join(" ")
             }
+            ["compare"] => {
+                comparing.store(true, Ordering::SeqCst);
+                "ok".into()
+            }
+            // How many came: with the origin they claimed, with another, with none, silent; from how many ports.
+            ["compared"] => {
+                let seen = lock(&seen);
+                let Claims { right, wrong, silent, ports } = &seen.claims;
+                for what in wrong.iter().chain(&seen.without).take(20) {
+                    eprintln!("{what}");
+                }
+                let (wrong, missing, ports) = (wrong.len(), seen.without.len(), ports.len());
+                format!("right {right} wrong {wrong} missing {missing} silent {silent} ports {ports}")
+            }
+            ["entries"] => {
+                let entries = kernel.entries()?;
+                entries.iter().map(|(table, count)| format!("{table} {count}")).collect::<Vec<_>>().join(" ")
+            }
             ["verify"] => kernel.verify().iter().map(ToString::to_string).collect::<Vec<_>>().join("; "),
             ["fall-silent"] => {
                 beating.store(false, Ordering::SeqCst);
@@ -110,19 +149,69 @@ pub fn run(pins: &Path, root: &Path, own: &Path, port4: u16, port6: u16) -> Resu
     Ok(())
 }
 
-fn answer(kernel: &Kernel, mut stream: TcpStream, seen: &Mutex<Seen>) {
-    match kernel.origin(stream.as_fd()) {
-        Ok(origin) => {
-            *lock(seen).origins.entry(origin.address).or_default() += 1;
+fn serve(
+    listener: TcpListener,
+    kernel: &Arc<Kernel>,
+    seen: &Arc<Mutex<Seen>>,
+    comparing: &Arc<AtomicBool>,
+) -> io::Result<()> {
+    // More than std asks for, or clients wait a second for a place.
+    // SAFETY: the call takes numbers only.
+    if unsafe { libc::listen(listener.as_raw_fd(), BACKLOG) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // Of use where the network namespace has it turned on.
+    load::set(listener.as_raw_fd(), libc::IPPROTO_TCP, libc::TCP_FASTOPEN, BACKLOG)?;
+    for _ in 0..ACCEPTING {
+        let listener = listener.try_clone()?;
+        let (kernel, seen, comparing) = (kernel.clone(), seen.clone(), comparing.clone());
+        thread::spawn(move || {
+            loop {
+                if let Ok((stream, peer)) = listener.accept() {
+                    let manner = if comparing.load(Ordering::SeqCst) { Manner::Compare } else { Manner::Tell };
+                    answer(&kernel, stream, peer, &seen, manner);
+                }
+            }
+        });
+    }
+    Ok(())
+}
+
+fn answer(kernel: &Kernel, mut stream: TcpStream, peer: SocketAddr, seen: &Mutex<Seen>, manner: Manner) {
+    match (kernel.origin(stream.as_fd()), manner) {
+        (Err(error), _) => lock(seen).without.push(format!("{peer}: {error:?}")),
+        (Ok(origin), Manner::Compare) => {
+            let claim = read_claim(&stream);
+            let found = load::claim_of(&origin);
+            {
+                let claims = &mut lock(seen).claims;
+                claims.ports.insert(peer.port());
+                match claim {
+                    Ok(claim) if claim == found => claims.right += 1,
+                    Ok(claim) => claims.wrong.push(format!("{claim:?} came as {found:?}")),
+                    Err(_) => claims.silent += 1,
+                }
+            }
             // A client that left at once is not there to read it.
+            let _ = stream.write_all(found.as_bytes());
+        }
+        (Ok(origin), Manner::Tell) => {
+            *lock(seen).origins.entry(origin.address).or_default() += 1;
             let _ = writeln!(
                 stream,
                 "{} {} {} {} {}",
                 origin.address, origin.cgroup_id, origin.pid, origin.uid, origin.comm
             );
         }
-        Err(error) => lock(seen).without.push(format!("{error:?}")),
     }
+}
+
+/// What the client says; an error if it reset the connection, or never speaks.
+fn read_claim(stream: &TcpStream) -> io::Result<String> {
+    stream.set_read_timeout(Some(load::PATIENCE))?;
+    let mut claim = String::new();
+    BufReader::new(stream).read_line(&mut claim)?;
+    if claim.is_empty() { Err(io::ErrorKind::UnexpectedEof.into()) } else { Ok(claim) }
 }
 
 fn result(done: Result<(), impl std::error::Error>) -> String {

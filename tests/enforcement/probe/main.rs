@@ -5,6 +5,7 @@
 
 mod client;
 mod enforcer;
+mod load;
 mod unix;
 
 use std::{env, fs, os::unix::process::CommandExt, path::Path, process::Command};
@@ -35,6 +36,7 @@ fn main() -> Result<()> {
             Err(Command::new(program).args(arguments).exec()).context("exec")
         }
         ["act", ref action @ ..] => client::act(action),
+        ["namespace"] => load::namespace(),
         _ => bail!("unknown arguments {arguments:?}"),
     }
 }
