@@ -5,6 +5,7 @@ mod bounds;
 mod hold;
 mod logins;
 mod masks;
+mod names;
 mod refuse;
 mod wild;
 

@@ -291,6 +291,11 @@ fn alter(mut c: Cursor<'_>, build: &mut Builder<'_>) -> Option<()> {
             let name = c.name()?;
             c.eat_op("*");
             build.relation(verb, &name);
+            if let Some(new) = renamed(c, &name) {
+                // It takes a place that policy may speak of.
+                let schema = build.names.relation_schema(new.schema.as_deref(), &name.name);
+                build.part(Verb::Schema, Target::relation(schema.as_deref(), &new.name));
+            }
             let mut rest = c;
             if rest.eat(&["attach", "partition"]) || rest.eat(&["detach", "partition"]) {
                 build.relation(Verb::Schema, &rest.name()?);
@@ -303,13 +308,22 @@ fn alter(mut c: Cursor<'_>, build: &mut Builder<'_>) -> Option<()> {
         }
         "schema" => {
             build.part(verb, named("schema", c.identifier()?));
+            if c.eat(&["rename", "to"]) {
+                build.part(Verb::Schema, named("schema", c.identifier()?));
+            }
             Some(())
         }
         "function" | "procedure" | "routine" | "aggregate" => {
             let name = c.name()?;
             let target = function_target(build, &name, false);
+            let mut rest = c;
+            rest.group();
+            if let Some(new) = renamed(rest, &name) {
+                let schema = build.names.function_schema(new.schema.as_deref(), &name.name);
+                build.part(Verb::Schema, Target::function(schema.as_deref(), &new.name));
+            }
             // ALTER FUNCTION ... SET changes what its body means.
-            build.part(if c.find("set").is_some() { Verb::Admin } else { verb }, target);
+            build.part(if rest.find("set").is_some() { Verb::Admin } else { verb }, target);
             Some(())
         }
         _ => {
@@ -317,6 +331,16 @@ fn alter(mut c: Cursor<'_>, build: &mut Builder<'_>) -> Option<()> {
             Some(())
         }
     }
+}
+
+/// The name after RENAME TO or SET SCHEMA, for what was named before it. `schema` is that of the new place.
+fn renamed(mut c: Cursor<'_>, old: &Name) -> Option<Name> {
+    if c.eat(&["rename", "to"]) {
+        let name = c.identifier()?.to_owned();
+        return Some(Name { schema: old.schema.clone(), name, bare: false });
+    }
+    c.eat(&["set", "schema"]).then_some(())?;
+    Some(Name { schema: Some(c.identifier()?.to_owned()), name: old.name.clone(), bare: false })
 }
 
 fn drop_(mut c: Cursor<'_>, build: &mut Builder<'_>) -> Option<()> {

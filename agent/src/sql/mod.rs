@@ -16,6 +16,7 @@ mod cursor;
 mod ddl;
 pub mod fuzz;
 mod lexer;
+mod reshape;
 mod setting;
 mod shape;
 mod statement;
@@ -34,6 +35,7 @@ use self::{
 };
 use crate::action::{Action, Clarity, Facts, ProtocolId, SqlFacts, Target, Verb};
 
+pub use reshape::Reshape;
 pub use setting::{SettingRule, setting_rule};
 pub use shape::shape;
 pub use statement::{
@@ -67,7 +69,12 @@ pub fn classify(text: &str, names: &dyn Names) -> Classified {
     for (span, tokens) in statements {
         if tokens.is_empty() {
             if count == 0 {
-                infos.push(StatementInfo { kind: StatementKind::Empty, span, mentions: Mentions::default() });
+                infos.push(StatementInfo {
+                    kind: StatementKind::Empty,
+                    span,
+                    mentions: Mentions::default(),
+                    reshape: Reshape::default(),
+                });
             }
             continue;
         }
@@ -84,13 +91,14 @@ pub fn classify(text: &str, names: &dyn Names) -> Classified {
         if clarity != Clarity::Parsed {
             action.clarity = Clarity::Partial;
         }
+        let reshape = Reshape::of(&fact.verb, &parts);
         mentions.identifiers = tokens.iter().filter_map(identifier).collect();
         fact.parts = action.parts.len()..action.parts.len() + parts.len();
         fact.statements = count;
         fact.text = text[span.clone()].to_owned();
         action.parts.extend(parts);
         facts.push(fact);
-        infos.push(StatementInfo { kind, span, mentions });
+        infos.push(StatementInfo { kind, span, mentions, reshape });
     }
     if understood == 0 && count > 0 {
         action.clarity = Clarity::Opaque;
@@ -110,12 +118,15 @@ fn identifier(token: &Token) -> Option<String> {
 }
 
 fn opaque(text: &str) -> Classified {
+    let mut reshape = Reshape::default();
+    reshape.lose();
     Classified {
         action: Action::opaque(ProtocolId::Postgres, Target::new("sql:opaque")),
         statements: vec![StatementInfo {
             kind: StatementKind::Opaque,
             span: 0..text.len(),
             mentions: Mentions::default(),
+            reshape,
         }],
     }
 }

@@ -2,6 +2,7 @@
 
 use std::{collections::BTreeSet, ops::Range, sync::Arc};
 
+use super::reshape::Reshape;
 use crate::action::Action;
 
 /// How a connection resolves names at the moment a command is judged. The protocol tracks `search_path` and what
@@ -34,6 +35,8 @@ pub struct StatementInfo {
     pub span: Range<usize>,
     /// Which names it uses and how, for mask planning.
     pub mentions: Mentions,
+    /// Which names mean something else from here on.
+    pub reshape: Reshape,
 }
 
 /// What a statement means to the protocol: what it changes in the session, and how its rows come back.

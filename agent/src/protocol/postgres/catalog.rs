@@ -1,8 +1,9 @@
 //! The catalogue of one database: what names and object ids mean, read on a connection of our own with the injected
 //! credential, so that nothing an agent does in its session can change the answer.
 //!
-//! It is read when the first connection to a database opens, again after a command that may have changed it, and when
-//! a name or a table is not found. A backend that refuses leads to a refused login or to names that do not resolve.
+//! It is read when the first connection to a database opens, again after a command that may have changed it, when a
+//! name or a table is not found, and when it is old. A backend that refuses leads to a refused login or to names that do
+//! not resolve.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -18,6 +19,7 @@ use bytes::{BufMut, BytesMut};
 
 use super::{
     codec::{self, put, put_cstr},
+    flux::Flux,
     login::{self, LoginError},
 };
 use crate::{
@@ -30,6 +32,10 @@ use crate::{
 const ROWS_MAX: usize = 500_000;
 /// How long reading may take.
 const PATIENCE: Duration = Duration::from_secs(20);
+/// An older one is read again, whatever is known: others change the schema, too.
+pub const AGE: Duration = Duration::from_secs(300);
+/// After a failure, how long until it is tried again.
+const RETRY: Duration = Duration::from_secs(2);
 
 /// A column of a relation.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -66,6 +72,8 @@ pub struct Catalog {
     function_names: HashMap<u32, (Arc<str>, Box<str>)>,
     /// View to the (table, column) pairs that it reads.
     views: HashMap<u32, Vec<(u32, i16)>>,
+    /// Schemas that we may use: others are skipped where a path is searched.
+    usable: HashSet<Box<str>>,
     /// Schemas that a new session searches, in order.
     pub search_path: Vec<Arc<str>>,
     /// Who we are there.
@@ -91,9 +99,19 @@ impl Catalog {
         self.relations.get(&oid)
     }
 
+    /// Whether a relation has a column. System columns (negative) every table has.
+    pub fn has_column(&self, oid: u32, number: i16) -> bool {
+        self.by_oid(oid).is_some_and(|relation| number < 0 || relation.attributes.iter().any(|a| a.number == number))
+    }
+
     /// Whether a schema has a function of this name, with whatever arguments.
     pub fn has_function(&self, schema: &str, name: &str) -> bool {
         self.functions.get(schema).is_some_and(|names| names.contains(name))
+    }
+
+    /// Whether a schema is searched: we may use it, and it is there.
+    pub fn is_usable(&self, schema: &str) -> bool {
+        self.usable.contains(schema)
     }
 
     /// A function by object id: schema and name.
@@ -152,6 +170,9 @@ pub struct Catalogs {
     current: ArcSwapOption<Catalog>,
     stale: AtomicBool,
     reading: tokio::sync::Mutex<()>,
+    failed: Mutex<Option<Instant>>,
+    /// What the last reading may not show.
+    pub flux: Arc<Flux>,
 }
 
 impl Catalogs {
@@ -170,6 +191,17 @@ impl Catalogs {
         self.stale.load(Ordering::Acquire)
     }
 
+    /// Whether it should be read before more is judged by it. Not at once again where that has just failed.
+    pub fn is_due(&self) -> bool {
+        let due = self.is_stale() || self.current.load().as_ref().is_none_or(|catalog| catalog.age() > AGE);
+        due && !self.has_failed()
+    }
+
+    fn has_failed(&self) -> bool {
+        let failed = self.failed.lock().unwrap_or_else(PoisonError::into_inner);
+        failed.is_some_and(|at| at.elapsed() < RETRY)
+    }
+
     /// The last reading if it is younger than `age` and nothing changed since, or a new one.
     pub async fn read(&self, cx: &ConnectionCx, age: Duration) -> Result<Arc<Catalog>, LoginError> {
         let _one_at_a_time = self.reading.lock().await;
@@ -180,30 +212,31 @@ impl Catalogs {
             return Ok(catalog);
         }
         self.stale.store(false, Ordering::Release);
+        let ended = self.flux.ended();
         let outcome = tokio::time::timeout(PATIENCE, load(cx)).await;
+        let outcome = outcome.unwrap_or(Err(LoginError::Network(crate::session::NetError::Timeout)));
+        let failed = outcome.is_err().then(Instant::now);
+        *self.failed.lock().unwrap_or_else(PoisonError::into_inner) = failed;
         match outcome {
-            Ok(Ok(catalog)) => {
+            Ok(catalog) => {
                 let catalog = Arc::new(catalog);
+                // In this order: who finds a change shown must find the reading that shows it.
                 self.current.store(Some(Arc::clone(&catalog)));
+                self.flux.shown(&ended);
                 Ok(catalog)
             }
-            Ok(Err(error)) => {
+            Err(error) => {
                 self.invalidate();
                 Err(error)
-            }
-            Err(_) => {
-                self.invalidate();
-                Err(LoginError::Network(crate::session::NetError::Timeout))
             }
         }
     }
 
     /// As [`Catalogs::read`]; a failure is logged and leaves names unresolved.
-    pub async fn refresh(&self, cx: &ConnectionCx, age: Duration) -> Option<Arc<Catalog>> {
-        self.read(cx, age)
-            .await
-            .inspect_err(|error| tracing::warn!(upstream = %cx.upstream.name, error = error.detail(), "no catalogue"))
-            .ok()
+    pub async fn refresh(&self, cx: &ConnectionCx, age: Duration) {
+        if let Err(error) = self.read(cx, age).await {
+            tracing::warn!(upstream = %cx.upstream.name, error = error.detail(), "no catalogue");
+        }
     }
 
     /// Rows that the planner expects a statement to touch, asked on a read-only connection of its own. Nothing runs:
@@ -250,6 +283,7 @@ async fn load(cx: &ConnectionCx) -> Result<Catalog, LoginError> {
         functions: HashMap::new(),
         function_names: HashMap::new(),
         views: HashMap::new(),
+        usable: HashSet::from(["pg_temp".into()]),
         search_path: Vec::new(),
         current_user: "".into(),
         read_at: Instant::now(),
@@ -259,6 +293,11 @@ async fn load(cx: &ConnectionCx) -> Result<Catalog, LoginError> {
         let [schema, user] = columns(row)?;
         catalog.search_path.push(schema.as_str().into());
         catalog.current_user = user.as_str().into();
+    }
+    let usable = "SELECT nspname FROM pg_catalog.pg_namespace WHERE pg_catalog.has_schema_privilege(oid, 'USAGE')";
+    for row in simple(&mut side, usable).await? {
+        let [schema] = columns(row)?;
+        catalog.usable.insert(schema.into());
     }
     let mut schemas: HashMap<String, Arc<str>> = HashMap::new();
     let mut schema_of = |name: String| Arc::clone(schemas.entry(name).or_insert_with_key(|n| n.as_str().into()));

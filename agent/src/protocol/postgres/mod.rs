@@ -14,6 +14,7 @@ mod catalog;
 mod codec;
 mod copy;
 mod deny;
+mod flux;
 pub mod fuzz;
 mod login;
 mod mask;
@@ -45,8 +46,8 @@ pub struct Postgres {
     keys: Arc<Keys>,
 }
 
-/// Upstream name, address, database.
-type Database = (Arc<str>, Arc<str>, Arc<str>);
+/// Workload (another may have another credential, and with it other rights), upstream name, address, database.
+type Database = (Arc<str>, Arc<str>, Arc<str>, Arc<str>);
 
 type Keys = Mutex<HashMap<u32, Key>>;
 

@@ -2,14 +2,15 @@
 //!
 //! `search_path` is followed through SET, RESET, DISCARD, `set_config`, and the end of transactions. Where it cannot be
 //! followed (a failed change), it is unknown, and while a change is not answered for, more than one path may be in force.
-//! Names that do not resolve alike under all of them do not resolve: policy then sees `?.name`.
+//! What statements have made, moved or removed since the catalogue was read ([`super::flux`]) may be there or not.
+//! Names that do not resolve alike in all of these cases do not resolve: policy then sees `?.name`.
 
 use std::sync::Arc;
 
 use smallvec::SmallVec;
 
 use super::catalog::Catalog;
-use crate::sql::{Discard, Names, StatementInfo, StatementKind};
+use crate::sql::{Discard, Names, Reshape, StatementInfo, StatementKind};
 
 /// The path as last known.
 type Path = Option<Arc<[Arc<str>]>>;
@@ -18,17 +19,33 @@ type Path = Option<Arc<[Arc<str>]>>;
 #[derive(Clone, Debug)]
 pub struct NameState {
     catalog: Arc<Catalog>,
+    /// What the catalogue may not show.
+    flux: Arc<Reshape>,
+    /// Temporary relations that this connection may have made: no reading shows them under their name.
+    temporary: Reshape,
     initial: Path,
     current: Path,
     /// What it may still be, because changes are not answered for.
     unsettled: Vec<Path>,
-    /// What it was before the present transaction changed it.
-    before: Option<Path>,
-    /// The change ends with the transaction, whatever its end.
-    local: bool,
+    /// What it will be when the present transaction, which changed it, ends.
+    ends: Option<Ends>,
     epoch: u64,
     /// The path changed since the catalogue was read: a schema searched from now on may have new names.
     recheck: bool,
+}
+
+/// The path after a transaction. SET LOCAL ends with it, SET only where it is undone (guc.c, `AtEOXact_GUC`).
+#[derive(Clone, Debug)]
+struct Ends {
+    undone: Path,
+    committed: Path,
+}
+
+/// How long a change of the path lasts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Lasts {
+    Session,
+    Transaction,
 }
 
 /// How a transaction ended.
@@ -48,7 +65,8 @@ impl NameState {
             Some(list) => parse_list(list).map(|names| expand(&names, &catalog)),
         };
         let current = initial.clone();
-        Self { catalog, current, unsettled: Vec::new(), initial, before: None, local: false, epoch: 0, recheck: false }
+        let (flux, temporary) = Default::default();
+        Self { catalog, flux, temporary, current, unsettled: Vec::new(), initial, ends: None, epoch: 0, recheck: false }
     }
 
     /// Changes whenever a name may mean something else than before.
@@ -61,13 +79,23 @@ impl NameState {
         &self.catalog
     }
 
-    /// Puts a newer catalogue in use.
-    pub fn renew(&mut self, catalog: Arc<Catalog>) {
-        self.recheck = false;
-        if !Arc::ptr_eq(&self.catalog, &catalog) {
-            self.catalog = catalog;
+    /// Puts a catalogue in use, with what it may not show.
+    pub fn observe(&mut self, catalog: &Arc<Catalog>, flux: &Arc<Reshape>) {
+        if !Arc::ptr_eq(&self.catalog, catalog) || !Arc::ptr_eq(&self.flux, flux) {
+            self.catalog = Arc::clone(catalog);
+            self.flux = Arc::clone(flux);
             self.epoch += 1;
         }
+    }
+
+    /// Whether a relation of the catalogue may have another name by now.
+    pub fn is_in_flux(&self, schema: &str, name: &str) -> bool {
+        self.flux.touches_relation(schema, name) || self.temporary.touches_relation(schema, name)
+    }
+
+    /// The catalogue was read again for the sake of a new path.
+    pub fn rechecked(&mut self) {
+        self.recheck = false;
     }
 
     /// Whether the catalogue should be read again before names are resolved.
@@ -90,20 +118,32 @@ impl NameState {
     /// force finds the same: the command may fail, and what comes behind it in the pipeline runs all the same.
     pub fn follow(&mut self, statements: &[StatementInfo]) {
         for statement in statements {
+            self.temporary.merge(&statement.reshape.split().0);
             match &statement.kind {
                 StatementKind::Set { name, value, local, .. } if name == "search_path" => {
-                    self.change(value.as_ref().map(|names| expand(&split_set_config(names), &self.catalog)));
-                    self.local |= *local;
+                    let path = match value {
+                        Some(names) => Some(expand(&split_set_config(names), &self.catalog)),
+                        None => self.initial.clone(),
+                    };
+                    self.change(path, if *local { Lasts::Transaction } else { Lasts::Session });
+                }
+                // Another role has other schemas of its own, and may use others.
+                StatementKind::Set { name, .. } if matches!(name.as_str(), "role" | "session_authorization") => {
+                    self.lose();
                 }
                 StatementKind::Reset { name } if name.as_deref().is_none_or(|name| name == "search_path") => {
-                    self.change(self.initial.clone());
+                    self.change(self.initial.clone(), Lasts::Session);
                 }
-                StatementKind::Discard { what: Discard::All } => self.change(self.initial.clone()),
-                StatementKind::RollbackTo { .. } if self.before.is_some() => self.change(None),
+                StatementKind::Reset { name: Some(name) } if name == "role" || name == "session_authorization" => {
+                    self.lose();
+                }
+                StatementKind::Discard { what: Discard::All } => self.change(self.initial.clone(), Lasts::Session),
+                StatementKind::RollbackTo { .. } if self.ends.is_some() => self.lose(),
                 // What the transaction changed may be undone.
                 StatementKind::Rollback { .. } | StatementKind::Commit { .. } => {
-                    if let Some(before) = self.before.clone() {
-                        self.may_be(before);
+                    if let Some(Ends { undone, committed }) = self.ends.clone() {
+                        self.may_be(undone);
+                        self.may_be(committed);
                     }
                 }
                 _ => {}
@@ -113,19 +153,32 @@ impl NameState {
 
     /// A command goes upstream that may set the path to what nobody can tell from here.
     pub fn lose(&mut self) {
-        self.change(None);
+        self.change(None, Lasts::Session);
     }
 
-    fn change(&mut self, path: Path) {
-        let before = std::mem::replace(&mut self.current, path);
-        self.may_be(before.clone());
-        self.before.get_or_insert(before);
+    /// The upstream has thrown away what was temporary.
+    pub fn discarded(&mut self) {
+        self.temporary = Reshape::default();
+        self.epoch += 1;
+    }
+
+    fn change(&mut self, path: Path, lasts: Lasts) {
+        let before = self.current.clone();
+        let ends = self.ends.get_or_insert_with(|| Ends { undone: before.clone(), committed: before.clone() });
+        if lasts == Lasts::Session {
+            ends.committed.clone_from(&path);
+        }
+        if path == before && path.is_some() {
+            return;
+        }
+        self.current = path;
+        self.may_be(before);
         self.epoch += 1;
         self.recheck = true;
     }
 
     fn may_be(&mut self, path: Path) {
-        if !self.unsettled.contains(&path) {
+        if path != self.current && !self.unsettled.contains(&path) {
             self.unsettled.push(path);
             self.epoch += 1;
         }
@@ -141,7 +194,10 @@ impl NameState {
 
     /// A statement failed: whatever was changed since the transaction began is uncertain.
     pub fn failed(&mut self) {
-        if self.before.is_some() || !self.unsettled.is_empty() {
+        if let Some(ends) = &mut self.ends {
+            ends.committed = None;
+        }
+        if self.ends.is_some() || !self.unsettled.is_empty() {
             self.current = None;
             self.epoch += 1;
         }
@@ -149,25 +205,34 @@ impl NameState {
 
     /// The server is idle again.
     pub fn transaction_ended(&mut self, end: TransactionEnd) {
-        if let Some(before) = self.before.take() {
-            if end == TransactionEnd::RolledBack || self.local {
-                self.current = before;
-                self.epoch += 1;
-            }
-            self.local = false;
+        let Some(ends) = self.ends.take() else { return };
+        let path = match end {
+            TransactionEnd::Committed => ends.committed,
+            TransactionEnd::RolledBack => ends.undone,
+        };
+        if self.current != path {
+            self.current = path;
+            self.epoch += 1;
         }
     }
 
-    /// The names while a command of several statements runs that may change the path.
-    pub fn amid<'a>(&'a self, statements: &[StatementInfo]) -> PathNames<'a> {
+    /// The names while a command of several statements runs, which may change the path and, by `reshape`, what is there.
+    pub fn amid<'a>(&'a self, statements: &[StatementInfo], reshape: &Reshape) -> PathNames<'a> {
         let mut after = self.clone();
         after.follow(statements);
-        PathNames { catalog: &self.catalog, paths: after.paths() }
+        let mut flux = Reshape::clone(&self.flux);
+        flux.merge(&after.temporary);
+        flux.merge(reshape);
+        PathNames { catalog: &self.catalog, flux: Arc::new(flux), paths: after.paths() }
     }
 
     /// The names now.
     pub fn names(&self) -> PathNames<'_> {
-        PathNames { catalog: &self.catalog, paths: self.paths() }
+        let mut flux = Arc::clone(&self.flux);
+        if !self.temporary.is_empty() {
+            Arc::make_mut(&mut flux).merge(&self.temporary);
+        }
+        PathNames { catalog: &self.catalog, flux, paths: self.paths() }
     }
 
     /// Every path that may be in force.
@@ -176,10 +241,11 @@ impl NameState {
     }
 }
 
-/// A resolver at one moment. What it says holds under each of the paths.
+/// A resolver at one moment. What it says holds under each of the paths, whatever of the changes under way took place.
 #[derive(Debug)]
 pub struct PathNames<'a> {
     catalog: &'a Catalog,
+    flux: Arc<Reshape>,
     paths: SmallVec<[Path; 1]>,
 }
 
@@ -190,6 +256,60 @@ impl PathNames<'_> {
         let first = all.next()??;
         all.all(|other| other.as_ref() == Some(&first)).then_some(first)
     }
+
+    fn relation_in(&self, schema: &str, name: &str) -> There {
+        let known = self.catalog.is_usable(schema) && self.catalog.relation(schema, name).is_some();
+        There::of(known, self.flux.touches_relation(schema, name))
+    }
+
+    fn function_in(&self, schema: &str, name: &str) -> There {
+        let known = self.catalog.is_usable(schema) && self.catalog.has_function(schema, name);
+        There::of(known, self.flux.touches_function(schema, name))
+    }
+}
+
+/// Whether a name is in a schema.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum There {
+    Yes,
+    No,
+    Maybe,
+}
+
+impl There {
+    fn of(known: bool, touched: bool) -> Self {
+        match (touched, known) {
+            (true, _) => Self::Maybe,
+            (false, true) => Self::Yes,
+            (false, false) => Self::No,
+        }
+    }
+}
+
+/// The first schema in which a name is, if that can only be one. What can only be in one place is there, or the upstream
+/// does not find it.
+fn first<'a>(schemas: impl Iterator<Item = &'a str>, there: impl Fn(&str) -> There) -> Option<Arc<str>> {
+    let mut found = None;
+    for schema in schemas {
+        let is = there(schema);
+        if is == There::No {
+            continue;
+        }
+        if found.is_some() {
+            return None;
+        }
+        found = Some(schema);
+        if is == There::Yes {
+            break;
+        }
+    }
+    found.map(Arc::from)
+}
+
+/// Schemas that are searched before the path unless it names them.
+fn searched<'a>(before: &'a [&'a str], path: &'a [Arc<str>]) -> impl Iterator<Item = &'a str> {
+    let unnamed = before.iter().copied().filter(|schema| !path.iter().any(|named| **named == **schema));
+    unnamed.chain(path.iter().map(|schema| &**schema))
 }
 
 impl Names for PathNames<'_> {
@@ -197,14 +317,7 @@ impl Names for PathNames<'_> {
         if let Some(schema) = schema {
             return Some(schema.into());
         }
-        let in_catalog = self.catalog.relation("pg_catalog", name).is_some();
-        self.agreed(|path| {
-            // pg_catalog comes first unless the path says otherwise.
-            if in_catalog && !path.iter().any(|s| &**s == "pg_catalog") {
-                return Some("pg_catalog".into());
-            }
-            path.iter().find(|schema| self.catalog.relation(schema, name).is_some()).cloned()
-        })
+        self.agreed(|path| first(searched(&["pg_temp", "pg_catalog"], path), |schema| self.relation_in(schema, name)))
     }
 
     fn function_schema(&self, schema: Option<&str>, name: &str) -> Option<Arc<str>> {
@@ -212,17 +325,17 @@ impl Names for PathNames<'_> {
             return Some(schema.into());
         }
         // Overloads of all schemas of the path compete by their argument types, so one outside of pg_catalog counts
-        // whatever its place.
+        // whatever its place. Functions are not looked for in pg_temp.
         self.agreed(|path| {
-            path.iter()
-                .find(|schema| &***schema != "pg_catalog" && self.catalog.has_function(schema, name))
-                .cloned()
-                .or_else(|| self.catalog.has_function("pg_catalog", name).then(|| "pg_catalog".into()))
+            let others =
+                path.iter().map(|schema| &**schema).filter(|schema| !matches!(*schema, "pg_catalog" | "pg_temp"));
+            first(others.chain(["pg_catalog"]), |schema| self.function_in(schema, name))
         })
     }
 
     fn creation_schema(&self) -> Option<Arc<str>> {
-        self.agreed(|path| path.first().cloned())
+        let there = |schema: &str| There::of(self.catalog.is_usable(schema), self.flux.touches_schema(schema));
+        self.agreed(|path| first(path.iter().map(|schema| &**schema), there))
     }
 }
 

@@ -11,7 +11,7 @@ use bytes::{BufMut, Bytes, BytesMut};
 use tokio::sync::mpsc;
 
 use super::{
-    Catalogs, Key, KeyGuard, Postgres,
+    Catalogs, Key, KeyGuard, Postgres, catalog,
     codec::{self, put, put_cstr},
     deny::{self, Message},
     login::{self, Connected, LoginError},
@@ -28,8 +28,6 @@ use crate::{
     wire::pump::Side,
 };
 
-/// A catalogue of this age is good enough to open a connection with.
-const CATALOG_AGE: Duration = Duration::from_secs(300);
 /// Protocol 3.0, the newest that is spoken to clients.
 const VERSION: i32 = 3 << 16;
 
@@ -113,9 +111,9 @@ impl Postgres {
             let catalogs = self.catalogs(cx);
             let connected = login::login_with_refetch(cx, &login.database, &login.settings).await?;
             let catalog = match catalogs.current() {
-                // An older one is renewed as soon as a name does not resolve.
-                Some(catalog) if catalog.age() < CATALOG_AGE => catalog,
-                _ => catalogs.read(cx, CATALOG_AGE).await?,
+                // It is read again before the first command where that is due.
+                Some(catalog) => catalog,
+                None => catalogs.read(cx, catalog::AGE).await?,
             };
             let names = NameState::new(catalog, login.search_path());
             Ok::<_, LoginError>((connected, catalogs, names))
@@ -141,7 +139,8 @@ impl Postgres {
 
     fn catalogs(&self, cx: &ConnectionCx) -> Arc<Catalogs> {
         let database = cx.database().cloned().unwrap_or_else(|| "".into());
-        let key = (Arc::clone(&cx.upstream.name), Arc::clone(&cx.address), database);
+        let workload = Arc::clone(&cx.subject.workload);
+        let key = (workload, Arc::clone(&cx.upstream.name), Arc::clone(&cx.address), database);
         let mut all = self.catalogs.lock().unwrap_or_else(PoisonError::into_inner);
         // Databases that do not exist must not fill the memory.
         if all.len() > 256 {

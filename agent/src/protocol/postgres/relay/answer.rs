@@ -76,7 +76,7 @@ impl Relay {
             }
         };
         match then {
-            Then::Query { statements, sql, action } => self.forward_query(permit, statements, &sql, &action)?,
+            Then::Query { statements, sql, action } => self.forward_query(permit, &statements, &sql, action)?,
             Then::Parse { name, prepared } => {
                 self.upstream_queue().forward(permit);
                 let previous = self.registry.statements.insert(name.clone(), Arc::new(prepared));
@@ -107,12 +107,13 @@ impl Relay {
     fn forward_query(
         &mut self,
         permit: Permit,
-        statements: Vec<StatementInfo>,
+        statements: &[StatementInfo],
         sql: &Arc<str>,
-        action: &Action,
+        action: Action,
     ) -> Result<(), Stop> {
-        self.remember(&statements, sql, action)?;
-        let op = self.op(&permit, &statements, action);
+        self.remember(statements, sql, &action)?;
+        let mut op = self.op(&permit, statements, &action);
+        op.judged = Some(action);
         self.upstream_queue().forward(permit);
         self.owed.push_back(Expect::Query(Box::new(op)));
         Ok(())
@@ -120,6 +121,9 @@ impl Relay {
 
     /// Follows what a command changes in the session: path, prepared statements, cursors.
     fn remember(&mut self, statements: &[StatementInfo], sql: &Arc<str>, action: &Action) -> Result<(), Stop> {
+        for statement in statements {
+            self.changes.begin(&statement.reshape.split().1);
+        }
         self.names.follow(statements);
         // Harmless and constant calls are no such part.
         if action.parts.iter().any(|(_, target)| target.as_str() == "fn:pg_catalog.set_config") {
@@ -166,6 +170,7 @@ impl Relay {
         Op {
             seq: permit.seq(),
             since: Instant::now(),
+            judged: None,
             tainted: self.tainted(statements, action),
             statements: statements.to_vec(),
             copies,

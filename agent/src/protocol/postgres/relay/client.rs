@@ -18,12 +18,13 @@ use super::{
 use crate::{
     action::{Action, ProtocolId, Target, Verb},
     protocol::postgres::{
+        catalog::AGE,
         codec::{self, Bind, Execute, Format, Frame, Malformed, Named, Parse, put, put_cstr},
         names::NameState,
         prepared::{Described, Portal, Prepared, weight},
     },
     session::{Begun, Command, Inert, Refusal, SessionError, Standing},
-    sql::{self, Classified, SettingRule, StatementInfo, StatementKind, setting_rule},
+    sql::{self, Classified, Reshape, SettingRule, StatementInfo, StatementKind, setting_rule},
     wire::{Charge, OverBudget},
 };
 
@@ -68,7 +69,7 @@ impl Relay {
 
     /// Looks at a frame again after the catalogue was renewed.
     pub(super) fn client_frame_again(&mut self, frame: Frame) -> Result<(), Stop> {
-        if self.skipping && frame.tag() == b'P' { Ok(()) } else { self.command_frame(frame) }
+        if self.skipping && matches!(frame.tag(), b'P' | b'B') { Ok(()) } else { self.command_frame(frame) }
     }
 
     fn command_frame(&mut self, frame: Frame) -> Result<(), Stop> {
@@ -80,7 +81,7 @@ impl Relay {
         match frame.tag() {
             b'Q' => self.query(frame),
             b'P' => self.parse(frame),
-            b'B' => self.bind(&frame),
+            b'B' => self.bind(frame),
             b'D' => self.describe(&frame),
             b'E' => self.execute(frame),
             b'C' => self.close(&frame),
@@ -114,20 +115,50 @@ impl Relay {
 
     /// Classifies a text; `None` means that the frame waits for a newer catalogue.
     fn classify(&mut self, sql: &str, frame: &Frame) -> Option<Classified> {
+        let read_for = self.read_for;
+        if self.waits_for_reading(frame) {
+            return None;
+        }
         let mut classified = sql::classify(sql, &self.names.names());
-        let several = classified.statements.len() > 1;
-        if several && classified.statements.iter().any(NameState::affects_path) {
-            classified = sql::classify(sql, &self.names.amid(&classified.statements));
+        if classified.statements.len() > 1 {
+            self.amid(sql, &mut classified);
         }
         let recheck = unresolved(&classified.action) || self.names.needs_recheck();
-        if recheck && (self.catalogs.is_stale() || self.names.catalog().age() > FRESH) {
-            let catalogs = Arc::clone(&self.catalogs);
-            let cx = Arc::clone(&self.cx);
-            let refreshed = Box::pin(async move { catalogs.refresh(&cx, FRESH).await });
-            self.wait = Some(Wait::Catalog { refreshed, frame: frame.clone() });
+        if recheck && !read_for && self.names.catalog().age() > FRESH {
+            self.wait = Some(Wait::Catalog { refreshed: self.reading(FRESH), frame: frame.clone() });
             return None;
         }
         Some(classified)
+    }
+
+    /// Whether a frame that resolves names must wait until the catalogue was read again.
+    fn waits_for_reading(&mut self, frame: &Frame) -> bool {
+        self.observe();
+        let wait = !std::mem::take(&mut self.read_for) && self.catalogs.is_due();
+        if wait {
+            self.wait = Some(Wait::Catalog { refreshed: self.reading(AGE), frame: frame.clone() });
+        }
+        wait
+    }
+
+    /// Judges several statements of one text again, if what names mean may change on the way.
+    fn amid(&self, sql: &str, classified: &mut Classified) {
+        let mut reshape = Reshape::default();
+        let mut settles = !classified.statements.iter().any(NameState::affects_path);
+        // Judged with less certainty, a statement may touch more names.
+        for round in 0.. {
+            for statement in &classified.statements {
+                settles &= !reshape.merge(&statement.reshape);
+            }
+            if settles {
+                return;
+            }
+            if round > 3 {
+                reshape.lose();
+            }
+            *classified = sql::classify(sql, &self.names.amid(&classified.statements, &reshape));
+            settles = true;
+        }
     }
 
     /// Refuses settings that change how text is read or who runs it, whatever a rule says.
@@ -237,7 +268,10 @@ impl Relay {
         self.begun(begun, Then::Parse { name, prepared })
     }
 
-    fn bind(&mut self, frame: &Frame) -> Result<(), Stop> {
+    fn bind(&mut self, frame: Frame) -> Result<(), Stop> {
+        if self.waits_for_reading(&frame) {
+            return Ok(());
+        }
         let bind = match Bind::read(frame.body()) {
             Ok(bind) => bind,
             Err(error) => return Err(SessionError::Client(error.to_string())),
@@ -259,7 +293,7 @@ impl Relay {
             charge: self.cx.memory.charge(bind.essence.len())?,
         };
         let name = bind.portal.to_owned();
-        let command = self.portal_command(&portal, &[], frame.bytes().clone());
+        let command = self.portal_command(&portal, &[], frame.into_bytes());
         let begun = self.gate.prepare(command);
         self.begun(begun, Then::Bind { name, portal })
     }

@@ -7,6 +7,7 @@
 mod answer;
 mod client;
 mod pending;
+mod rows;
 mod server;
 
 use std::{
@@ -15,6 +16,7 @@ use std::{
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
+    time::Duration,
 };
 
 use bytes::{Bytes, BytesMut};
@@ -24,9 +26,10 @@ use tokio_util::sync::WaitForCancellationFutureOwned;
 
 use self::pending::Expect;
 use super::{
-    catalog::{Catalog, Catalogs},
+    catalog::Catalogs,
     codec::{self, Frame},
     deny::{self, Message},
+    flux::Changes,
     mask::Masker,
     names::{NameState, TransactionEnd},
     prepared::Registry,
@@ -54,12 +57,14 @@ pub struct Relay {
     ending: TransactionEnd,
     wait: Option<Wait>,
     /// Upstream frames wait for a catalogue.
-    upstream_wait: Option<(BoxFuture<'static, Option<Arc<Catalog>>>, Frame)>,
+    upstream_wait: Option<(BoxFuture<'static, ()>, Frame)>,
     terminated: Pin<Box<WaitForCancellationFutureOwned>>,
     /// Cancel requests of the client.
     cancelled: mpsc::Receiver<()>,
-    /// A command of this transaction may have changed what names mean.
-    schema_changed: bool,
+    /// What commands under way change of what names mean.
+    changes: Changes,
+    /// A reading of the catalogue was waited for; what waited is judged now, whatever came of it.
+    read_for: bool,
     /// The client has said goodbye.
     leaving: bool,
     masker: Masker,
@@ -70,7 +75,7 @@ enum Wait {
     /// The gate has not answered.
     Gate { answer: BoxFuture<'static, Result<Permit, Refusal>>, then: Box<client::Then> },
     /// Names did not resolve; the frame is looked at again with a newer catalogue.
-    Catalog { refreshed: BoxFuture<'static, Option<Arc<Catalog>>>, frame: Frame },
+    Catalog { refreshed: BoxFuture<'static, ()>, frame: Frame },
 }
 
 enum Step {
@@ -78,8 +83,15 @@ enum Step {
     Cancelled,
     Terminate,
     Answered(Result<Permit, Refusal>, Box<client::Then>),
-    Refreshed(Option<Arc<Catalog>>, Frame),
-    UpstreamRefreshed(Option<Arc<Catalog>>, Frame),
+    Refreshed(Frame),
+    UpstreamRefreshed(Frame),
+}
+
+/// Whether the tables of a description were looked for in a reading that is newer than it.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Known {
+    NotYet,
+    All,
 }
 
 /// Why the relay stops.
@@ -96,6 +108,7 @@ impl Relay {
         names: NameState,
         cancelled: mpsc::Receiver<()>,
     ) -> Self {
+        let changes = Changes::new(Arc::clone(&catalogs.flux));
         let terminated = Box::pin(cx.terminate.clone().cancelled_owned());
         let masker = Masker { masks: cx.masks(), secrets: cx.house.secrets.known() };
         Self {
@@ -114,7 +127,8 @@ impl Relay {
             upstream_wait: None,
             terminated,
             cancelled,
-            schema_changed: false,
+            changes,
+            read_for: false,
             leaving: false,
             masker,
         }
@@ -148,13 +162,14 @@ impl Relay {
                     return Err(SessionError::Ended((*self.cx.ending.get().unwrap_or(&"terminated")).into()));
                 }
                 Step::Answered(answer, then) => self.answered(answer, *then)?,
-                Step::Refreshed(catalog, frame) => {
-                    self.renew(catalog);
+                Step::Refreshed(frame) => {
+                    self.names.rechecked();
+                    self.read_for = true;
                     self.client_frame_again(frame)?;
                 }
-                Step::UpstreamRefreshed(catalog, frame) => {
-                    self.renew(catalog);
-                    self.described(frame)?;
+                Step::UpstreamRefreshed(frame) => {
+                    self.observe();
+                    self.described(frame, Known::All)?;
                 }
             }
         }
@@ -177,19 +192,19 @@ impl Relay {
                 }
             }
             Some(Wait::Catalog { refreshed, .. }) => {
-                if let Poll::Ready(catalog) = refreshed.as_mut().poll(cx)
+                if refreshed.as_mut().poll(cx).is_ready()
                     && let Some(Wait::Catalog { frame, .. }) = self.wait.take()
                 {
-                    return Poll::Ready(Ok(Step::Refreshed(catalog, frame)));
+                    return Poll::Ready(Ok(Step::Refreshed(frame)));
                 }
             }
             None => {}
         }
         if let Some((refreshed, _)) = &mut self.upstream_wait
-            && let Poll::Ready(catalog) = refreshed.as_mut().poll(cx)
+            && refreshed.as_mut().poll(cx).is_ready()
             && let Some((_, frame)) = self.upstream_wait.take()
         {
-            return Poll::Ready(Ok(Step::UpstreamRefreshed(catalog, frame)));
+            return Poll::Ready(Ok(Step::UpstreamRefreshed(frame)));
         }
         let mut moved = false;
         moved |= self.client.poll_write(cx)?.is_ready();
@@ -302,6 +317,10 @@ impl Relay {
     /// Records what never got its answer.
     fn finish(&mut self, outcome: &Result<(), Stop>) {
         self.wait = None;
+        // With nothing under way, the upstream rolls back what is open.
+        if self.owed.is_empty() && self.changes.end() {
+            self.catalogs.invalidate();
+        }
         for mut expect in std::mem::take(&mut self.owed) {
             if let Some(op) = expect.op_mut() {
                 op.tally.failed = true;
@@ -335,17 +354,25 @@ impl Relay {
             SessionError::Io(_) => return,
         };
         self.client.output.push(message.encode());
-        let _ = tokio::time::timeout(std::time::Duration::from_secs(2), self.client.shutdown()).await;
+        let _ = tokio::time::timeout(Duration::from_secs(2), self.client.shutdown()).await;
     }
 
     fn upstream_queue(&mut self) -> Upstream<'_> {
         Upstream::new(&mut self.upstream.output)
     }
 
-    fn renew(&mut self, catalog: Option<Arc<Catalog>>) {
-        if let Some(catalog) = catalog {
-            self.names.renew(catalog);
+    /// Brings names up to date. What is in flux is asked for first: what is not any more, the reading shows.
+    fn observe(&mut self) {
+        let flux = self.catalogs.flux.load();
+        if let Some(catalog) = self.catalogs.current() {
+            self.names.observe(&catalog, &flux);
         }
+    }
+
+    /// A reading of the catalogue that is at most so old.
+    fn reading(&self, age: Duration) -> BoxFuture<'static, ()> {
+        let (catalogs, cx) = (Arc::clone(&self.catalogs), Arc::clone(&self.cx));
+        Box::pin(async move { catalogs.refresh(&cx, age).await })
     }
 
     fn tell(&mut self, bytes: Bytes) {

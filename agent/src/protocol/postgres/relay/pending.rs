@@ -3,6 +3,7 @@
 use std::{collections::VecDeque, sync::Arc, time::Instant};
 
 use crate::{
+    action::Action,
     mask::Hits,
     protocol::postgres::{
         copy::CopyMasker,
@@ -87,6 +88,8 @@ pub struct Op {
     pub since: Instant,
     /// What it runs, for names and masks.
     pub statements: Vec<StatementInfo>,
+    /// What was judged, of a simple Query.
+    pub judged: Option<Action>,
     /// Its computed columns may derive from masked ones.
     pub tainted: bool,
     /// COPYs it will do, in order.

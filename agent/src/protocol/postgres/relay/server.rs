@@ -3,21 +3,21 @@
 use std::sync::{Arc, atomic::Ordering};
 
 use super::{
-    Relay, Stop,
-    pending::{Asker, Copying, Expect, Op},
+    Known, Relay, Stop,
+    pending::{Copying, Expect, Op},
 };
 use crate::{
     mask::Hits,
     protocol::postgres::{
         catalog::Attribute,
-        codec::{self, Field, Format, Frame, format_of, put, put_cstr},
+        codec::{Format, Frame, put, put_cstr},
         copy::{CopyColumns, CopyMasker},
         deny::{self, Message},
-        mask::{self, Column, Plan, Rule},
+        mask::{Column, Rule},
         names::TransactionEnd,
     },
     session::{Refusal, SessionError},
-    sql::{CopyDirection, CopyInfo, CopySource, Names, StatementKind},
+    sql::{CopyDirection, CopyInfo, CopySource, Discard, Names, StatementKind},
     wire::Rewrite,
 };
 
@@ -29,7 +29,7 @@ impl Relay {
             b'C' => self.complete(frame),
             b'Z' => self.ready(frame),
             b'1' | b'2' | b'3' => self.acknowledged(frame),
-            b'T' | b'n' => self.described(frame),
+            b'T' | b'n' => self.described(frame, Known::NotYet),
             b't' => self.pass_for(frame, |e| matches!(e, Expect::DescribeStatement { .. })),
             b'E' => self.error(frame),
             b'N' => {
@@ -46,7 +46,7 @@ impl Relay {
         }
     }
 
-    fn pass(&mut self, frame: Frame) {
+    pub(super) fn pass(&mut self, frame: Frame) {
         self.client.output.push(frame.into_bytes());
     }
 
@@ -59,129 +59,8 @@ impl Relay {
         }
     }
 
-    fn current_op(&mut self, tag: u8) -> Result<&mut Op, Stop> {
+    pub(super) fn current_op(&mut self, tag: u8) -> Result<&mut Op, Stop> {
         self.owed.front_mut().and_then(Expect::op_mut).ok_or_else(|| unexpected(tag))
-    }
-
-    // --- rows
-
-    /// RowDescription or NoData: binds the masks of the rows that follow.
-    pub(super) fn described(&mut self, frame: Frame) -> Result<(), Stop> {
-        let fields: Arc<[Field]> = if frame.tag() == b'T' {
-            codec::row_description(frame.body()).map_err(|e| SessionError::Upstream(e.to_string()))?.into()
-        } else {
-            Arc::from([])
-        };
-        if self.masker.masks.has_columns() && self.must_refresh(&fields) {
-            let (catalogs, cx) = (Arc::clone(&self.catalogs), Arc::clone(&self.cx));
-            let refreshed = Box::pin(async move { catalogs.refresh(&cx, std::time::Duration::ZERO).await });
-            self.upstream_wait = Some((refreshed, frame));
-            return Ok(());
-        }
-        let plan_for_query = match self.owed.front() {
-            Some(Expect::Query(op)) if frame.tag() == b'T' => Some(self.plan(&fields, op.tainted)),
-            _ => None,
-        };
-        match self.owed.front_mut() {
-            Some(Expect::Query(op)) if frame.tag() == b'T' => {
-                op.plan = plan_for_query.map(Arc::new);
-                if op.tally.columns.is_empty() {
-                    op.tally.columns = fields.iter().map(|f| f.name.as_str().into()).collect();
-                }
-                self.pass(frame);
-            }
-            Some(Expect::DescribeStatement { statement }) => {
-                if let Some(statement) = statement {
-                    statement.described.set(fields);
-                }
-                self.owed.pop_front();
-                self.pass(frame);
-            }
-            Some(Expect::DescribePortal { portal, asked_by }) => {
-                if let Some(portal) = portal {
-                    portal.statement.described.set(fields);
-                }
-                let asker = *asked_by;
-                self.owed.pop_front();
-                if asker == Asker::Client {
-                    self.pass(frame);
-                }
-            }
-            _ => return Err(unexpected(frame.tag())),
-        }
-        Ok(())
-    }
-
-    /// A table that the catalogue does not know yet, and that was not looked for since the frame came.
-    fn must_refresh(&self, fields: &[Field]) -> bool {
-        let catalog = self.names.catalog();
-        catalog.age() > std::time::Duration::from_millis(200)
-            && fields.iter().any(|field| field.table != 0 && catalog.by_oid(field.table).is_none())
-    }
-
-    fn plan(&self, fields: &[Field], tainted: bool) -> Plan {
-        let masks = &self.masker.masks;
-        if !masks.has_columns() {
-            return mask::plan(fields, |_, _| Rule::Scan, &Rule::Scan);
-        }
-        let catalog = self.names.catalog();
-        let by_column = catalog.column_masks(masks);
-        let hidden: Rule = Rule::Hide("column:unresolved".into());
-        let computed = if tainted { Rule::Hide("column:computed".into()) } else { Rule::Scan };
-        let rule = |table, attribute| match by_column.get(&(table, attribute)) {
-            Some(mask) => Rule::Column(mask.clone()),
-            None if catalog.by_oid(table).is_some() => Rule::Scan,
-            None => hidden.clone(),
-        };
-        mask::plan(fields, rule, &computed)
-    }
-
-    /// The plan of the rows of an Execute: the statement's columns in the portal's formats.
-    fn plan_of_execute(&mut self) -> Result<(), Stop> {
-        let (fields, formats, tainted) = match self.owed.front() {
-            Some(Expect::Execute { op, portal }) if op.plan.is_none() => {
-                let fields = portal.statement.described.fields();
-                let fields = fields.ok_or_else(|| SessionError::Upstream("rows came without a description".into()))?;
-                (fields, portal.formats.clone(), op.tainted)
-            }
-            _ => return Ok(()),
-        };
-        let mut plan = self.plan(&fields, tainted);
-        for (i, column) in plan.columns.iter_mut().enumerate() {
-            column.format = format_of(&formats, i).ok_or_else(|| unexpected(b'D'))?;
-        }
-        if let Some(op) = self.owed.front_mut().and_then(Expect::op_mut) {
-            op.plan = Some(Arc::new(plan));
-            op.tally.columns = fields.iter().map(|f| f.name.as_str().into()).collect();
-        }
-        Ok(())
-    }
-
-    fn data_row(&mut self, frame: Frame) -> Result<(), Stop> {
-        self.plan_of_execute()?;
-        let masker = self.masker.clone();
-        let samples = self.cx.limits().sample_rows;
-        let op = self.current_op(b'D')?;
-        let plan = op.plan.clone().ok_or_else(|| SessionError::Upstream("rows came without a description".into()))?;
-        let rewritten = if masker.is_idle() {
-            Rewrite::Pass
-        } else {
-            masker
-                .row(&plan, frame.body(), &mut op.tally.hits)
-                .map_err(|_| SessionError::Upstream("a row does not fit its description".into()))?
-        };
-        let bytes = match rewritten {
-            Rewrite::Pass => frame.into_bytes(),
-            Rewrite::Replace(bytes) => bytes,
-            Rewrite::Drop => return Ok(()),
-        };
-        op.tally.rows += 1;
-        op.tally.bytes += bytes.len() as u64;
-        if op.tally.sample.len() < samples {
-            op.tally.sample.push(mask::sample(Some(&plan), &bytes));
-        }
-        self.client.output.push(bytes);
-        Ok(())
     }
 
     // --- ends
@@ -211,12 +90,9 @@ impl Relay {
         };
         if let Some(statement) = confirmed {
             self.registry.confirmed(&statement);
-            if matches!(statement.kind, StatementKind::Utility) {
-                self.catalogs.invalidate();
-                self.schema_changed = true;
+            if matches!(statement.kind, StatementKind::Discard { what: Discard::All | Discard::Temporary }) {
+                self.names.discarded();
             }
-        } else {
-            self.schema_changed = true;
         }
         self.execute_ended(frame)
     }
@@ -255,7 +131,7 @@ impl Relay {
         self.status = status;
         if status == b'I' {
             // What changed in the transaction is visible to others only now.
-            if std::mem::take(&mut self.schema_changed) {
+            if self.owed.is_empty() && self.changes.end() {
                 self.catalogs.invalidate();
             }
             self.names.transaction_ended(self.ending);
@@ -516,7 +392,7 @@ impl Relay {
     }
 }
 
-fn unexpected(tag: u8) -> Stop {
+pub(super) fn unexpected(tag: u8) -> Stop {
     SessionError::Upstream(format!("a frame of type {:?} came out of order", char::from(tag)))
 }
 

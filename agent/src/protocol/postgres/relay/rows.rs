@@ -1,0 +1,164 @@
+//! Rows from the upstream: their descriptions, and the masks that follow from these.
+
+use std::{sync::Arc, time::Duration};
+
+use super::{
+    Known, Relay, Stop,
+    pending::{Asker, Expect},
+    server::unexpected,
+};
+use crate::{
+    action::{Action, Target, Verb},
+    protocol::postgres::{
+        codec::{self, Field, Frame, format_of},
+        mask::{self, Plan, Rule},
+    },
+    session::SessionError,
+    wire::Rewrite,
+};
+
+impl Relay {
+    /// RowDescription or NoData: binds the masks of the rows that follow.
+    pub(super) fn described(&mut self, frame: Frame, known: Known) -> Result<(), Stop> {
+        let fields: Arc<[Field]> = if frame.tag() == b'T' {
+            codec::row_description(frame.body()).map_err(|e| SessionError::Upstream(e.to_string()))?.into()
+        } else {
+            Arc::from([])
+        };
+        if known == Known::NotYet && self.masker.masks.has_columns() && self.must_refresh(&fields) {
+            self.upstream_wait = Some((self.reading(Duration::ZERO), frame));
+            return Ok(());
+        }
+        let plan_for_query = match self.owed.front() {
+            Some(Expect::Query(op)) if frame.tag() == b'T' => {
+                op.judged.as_ref().map(|judged| self.plan(&fields, op.tainted, judged))
+            }
+            _ => None,
+        };
+        match self.owed.front_mut() {
+            Some(Expect::Query(op)) if frame.tag() == b'T' => {
+                op.plan = plan_for_query.map(Arc::new);
+                if op.tally.columns.is_empty() {
+                    op.tally.columns = fields.iter().map(|f| f.name.as_str().into()).collect();
+                }
+                self.pass(frame);
+            }
+            Some(Expect::DescribeStatement { statement }) => {
+                if let Some(statement) = statement {
+                    statement.described.set(fields);
+                }
+                self.owed.pop_front();
+                self.pass(frame);
+            }
+            Some(Expect::DescribePortal { portal, asked_by }) => {
+                if let Some(portal) = portal {
+                    portal.statement.described.set(fields);
+                }
+                let asker = *asked_by;
+                self.owed.pop_front();
+                if asker == Asker::Client {
+                    self.pass(frame);
+                }
+            }
+            _ => return Err(unexpected(frame.tag())),
+        }
+        Ok(())
+    }
+
+    /// A column that the catalogue does not know yet.
+    fn must_refresh(&self, fields: &[Field]) -> bool {
+        let catalog = self.names.catalog();
+        catalog.age() > Duration::from_millis(200)
+            && fields.iter().any(|field| field.table != 0 && !catalog.has_column(field.table, field.attribute))
+    }
+
+    /// How rows are masked. Columns of a table that was not judged, because its name came to mean another one in
+    /// between, are hidden.
+    fn plan(&self, fields: &[Field], tainted: bool, judged: &Action) -> Plan {
+        let mut plan = self.plan_of_masks(fields, tainted);
+        let unjudged = |field: &Field| field.table != 0 && !self.is_judged(field.table, judged);
+        for (column, _) in plan.columns.iter_mut().zip(fields).filter(|(_, field)| unjudged(field)) {
+            column.rule = Rule::Hide("column:unjudged".into());
+        }
+        plan
+    }
+
+    fn is_judged(&self, table: u32, judged: &Action) -> bool {
+        // Unknown to us, it is new: the masks decide.
+        let Some(relation) = self.names.catalog().by_oid(table) else { return true };
+        let schema = if relation.schema.starts_with("pg_temp_") { "pg_temp" } else { &relation.schema };
+        let target = Target::relation(Some(schema), &relation.name);
+        let unresolved = Target::relation(None, &relation.name);
+        judged.parts.iter().any(|(verb, t)| *verb == Verb::Unknown || *t == target || *t == unresolved)
+            || self.names.is_in_flux(schema, &relation.name)
+    }
+
+    fn plan_of_masks(&self, fields: &[Field], tainted: bool) -> Plan {
+        let masks = &self.masker.masks;
+        if !masks.has_columns() {
+            return mask::plan(fields, |_, _| Rule::Scan, &Rule::Scan);
+        }
+        let catalog = self.names.catalog();
+        let by_column = catalog.column_masks(masks);
+        let hidden: Rule = Rule::Hide("column:unresolved".into());
+        let computed = if tainted { Rule::Hide("column:computed".into()) } else { Rule::Scan };
+        let rule = |table, attribute| match by_column.get(&(table, attribute)) {
+            Some(mask) => Rule::Column(mask.clone()),
+            None if catalog.has_column(table, attribute) => Rule::Scan,
+            // A whole row.
+            None if attribute == 0 && catalog.by_oid(table).is_some() => {
+                if by_column.keys().any(|(masked, _)| *masked == table) { hidden.clone() } else { Rule::Scan }
+            }
+            None => hidden.clone(),
+        };
+        mask::plan(fields, rule, &computed)
+    }
+
+    /// The plan of the rows of an Execute: the statement's columns in the portal's formats.
+    fn plan_of_execute(&mut self) -> Result<(), Stop> {
+        let (fields, formats, tainted, statement) = match self.owed.front() {
+            Some(Expect::Execute { op, portal }) if op.plan.is_none() => {
+                let fields = portal.statement.described.fields();
+                let fields = fields.ok_or_else(|| SessionError::Upstream("rows came without a description".into()))?;
+                (fields, portal.formats.clone(), op.tainted, Arc::clone(&portal.statement))
+            }
+            _ => return Ok(()),
+        };
+        let mut plan = self.plan(&fields, tainted, &statement.action);
+        for (i, column) in plan.columns.iter_mut().enumerate() {
+            column.format = format_of(&formats, i).ok_or_else(|| unexpected(b'D'))?;
+        }
+        if let Some(op) = self.owed.front_mut().and_then(Expect::op_mut) {
+            op.plan = Some(Arc::new(plan));
+            op.tally.columns = fields.iter().map(|f| f.name.as_str().into()).collect();
+        }
+        Ok(())
+    }
+
+    pub(super) fn data_row(&mut self, frame: Frame) -> Result<(), Stop> {
+        self.plan_of_execute()?;
+        let masker = self.masker.clone();
+        let samples = self.cx.limits().sample_rows;
+        let op = self.current_op(b'D')?;
+        let plan = op.plan.clone().ok_or_else(|| SessionError::Upstream("rows came without a description".into()))?;
+        let rewritten = if masker.is_idle() {
+            Rewrite::Pass
+        } else {
+            masker
+                .row(&plan, frame.body(), &mut op.tally.hits)
+                .map_err(|_| SessionError::Upstream("a row does not fit its description".into()))?
+        };
+        let bytes = match rewritten {
+            Rewrite::Pass => frame.into_bytes(),
+            Rewrite::Replace(bytes) => bytes,
+            Rewrite::Drop => return Ok(()),
+        };
+        op.tally.rows += 1;
+        op.tally.bytes += bytes.len() as u64;
+        if op.tally.sample.len() < samples {
+            op.tally.sample.push(mask::sample(Some(&plan), &bytes));
+        }
+        self.client.output.push(bytes);
+        Ok(())
+    }
+}
