@@ -6,6 +6,7 @@ mod demo;
 mod fuzz;
 #[cfg(test)]
 mod layers;
+mod package;
 mod setup;
 mod shell;
 mod test;
@@ -29,6 +30,8 @@ enum Command {
     Build(build::Arguments),
     /// Set up, build, and show the main job step by step
     Demo(demo::Arguments),
+    /// Build a Debian package
+    Package(package::Arguments),
     /// Run the fuzz targets
     Fuzz(fuzz::Arguments),
     /// Set up, build and run the tests
@@ -41,6 +44,7 @@ fn main() -> anyhow::Result<()> {
         Command::BuildEbpf => build_ebpf::run().map(|_| ()),
         Command::Build(arguments) => build::run(&arguments).map(|_| ()),
         Command::Demo(arguments) => demo::run(&arguments),
+        Command::Package(arguments) => package::run(&arguments).map(|_| ()),
         Command::Fuzz(arguments) => fuzz::run(&arguments),
         Command::Test(arguments) => test::run(&arguments),
     }

@@ -54,6 +54,11 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     Ok(())
 }
 
+/// Installs a Debian package where the program that it brings is missing.
+pub fn need(program: &str, package: &'static str) -> Result<()> {
+    step(package, || shell::answer("which", &[program]).is_some(), || install_packages(&[package]))
+}
+
 /// Where the project's own tools lie: in the target folder, never in the user's home.
 pub fn tools() -> PathBuf {
     shell::target_dir().join("tools")

@@ -100,6 +100,20 @@ pub fn processes(folder: &Path) -> Vec<u32> {
     all
 }
 
+/// Removes a cgroup and those below it. Fails with `EBUSY` where a process lives; what was below and empty is gone then.
+pub fn remove(folder: &Path) -> io::Result<()> {
+    for entry in std::fs::read_dir(folder)? {
+        let path = entry?.path();
+        if path.is_dir() {
+            remove(&path)?;
+        }
+    }
+    match std::fs::remove_dir(folder) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        done => done,
+    }
+}
+
 /// Whether the absolute cgroup path `path` is `parent` or lies below it. Both start with a slash.
 pub fn is_within(path: &str, parent: &str) -> bool {
     let parent = parent.trim_end_matches('/');

@@ -18,6 +18,19 @@ fn empty_text_is_the_defaults() {
 }
 
 #[test]
+fn the_packaged_file_says_the_defaults_commented_out_or_not() {
+    let packaged = include_str!("../../../deploy/portcullis.toml");
+    assert_eq!(parse(packaged, "x").unwrap(), Settings::default());
+    let effective: String = packaged
+        .lines()
+        .filter_map(|line| line.strip_prefix('#'))
+        .filter(|line| !line.starts_with(' '))
+        .fold(String::new(), |all, line| all + line + "\n");
+    assert_eq!(effective.lines().filter(|line| line.contains('=')).count(), 15, "{effective}");
+    assert_eq!(parse(&effective, "x").unwrap(), Settings::default());
+}
+
+#[test]
 fn every_key_is_taken() {
     let settings = parse(
         r#"
