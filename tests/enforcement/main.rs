@@ -4,6 +4,7 @@
 mod confine;
 mod daemon;
 mod escape;
+mod limits;
 mod load;
 mod redirect;
 mod refused;

@@ -33,6 +33,15 @@ pub fn binary() -> Result<PathBuf> {
 impl Daemon {
     /// Starts one whose only policy is `policy`. `{slice}`, `{port}`, `{ca}` and `{password}` in it are replaced.
     pub fn start(server: &Postgres, policy: &str) -> Result<Self> {
+        Self::start_for(server.port, &server.ca().display().to_string(), policy, "")
+    }
+
+    /// The same without a server, and with further settings at the end: for what never connects.
+    pub fn start_alone(policy: &str, settings: &str) -> Result<Self> {
+        Self::start_for(9, "/dev/null", policy, settings)
+    }
+
+    fn start_for(port: u16, ca: &str, policy: &str, more: &str) -> Result<Self> {
         let dir = tempfile::Builder::new().prefix("portcullis-d-").tempdir()?;
         fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755))?;
         let slice = format!("portcullis-t{}-{}.slice", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
@@ -43,13 +52,13 @@ impl Daemon {
         fs::set_permissions(&credential, fs::Permissions::from_mode(0o600))?;
         let policy = policy
             .replace("{slice}", &slice)
-            .replace("{port}", &server.port.to_string())
-            .replace("{ca}", &server.ca().display().to_string())
+            .replace("{port}", &port.to_string())
+            .replace("{ca}", ca)
             .replace("{password}", &credential);
         fs::write(at("policies/bot.toml"), policy)?;
         let settings = format!(
             "policy_dir = {:?}\nstate_dir = {:?}\nruntime_dir = {:?}\nreviewers = [\"user:root\"]\n\
-             [listen]\nv4 = \"127.0.0.1:0\"\nv6 = \"[::1]:0\"\n[kernel]\ndaemon_cgroup = {:?}\n",
+             [listen]\nv4 = \"127.0.0.1:0\"\nv6 = \"[::1]:0\"\n[kernel]\ndaemon_cgroup = {:?}\n{more}",
             at("policies"),
             at("state"),
             at("run"),
@@ -211,9 +220,11 @@ impl Drop for Daemon {
                 let _ = Command::new("umount").arg("-l").arg(at).status();
             }
         }
-        for root in ["/sys/fs/cgroup/unified", "/sys/fs/cgroup"] {
+        // Those of limits on a hybrid host come last: the others are where processes are killed by.
+        for root in ["unified", "", "memory", "pids", "cpu"] {
+            let root = Path::new("/sys/fs/cgroup").join(root);
             for name in [self.slice.clone(), format!("{}-daemon", self.slice)] {
-                remove_cgroup(&Path::new(root).join(name));
+                remove_cgroup(&root.join(name));
             }
         }
     }

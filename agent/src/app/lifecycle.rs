@@ -13,16 +13,16 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use super::governor::Governor;
+use super::{governor::Governor, limits};
 use crate::{
     config::Settings,
     control::{
         proto::{Code, Failure, OpenSession, Opened},
         server::Caller,
     },
-    identity::{self, EndReason, LostSession, NewSession, Session},
+    identity::{self, EndReason, Expiry, LostSession, NewSession, Session},
     launch,
-    policy::WorkloadSpec,
+    policy::{LimitSpec, WorkloadSpec},
     record::{Event, EventBody},
     session::House,
 };
@@ -94,11 +94,16 @@ impl Lifecycle {
             cgroup_id: 0,
             cgroup_path: path.clone(),
             ttl,
+            expiry: if workload.limits.wall.is_some() { Expiry::Kill } else { Expiry::Refuse },
             command: asked.command,
             operator,
         };
-        match self.begin(new, ttl, caller).await {
-            Ok(session) => Ok(self.opened(&session, &relative)),
+        let begun = match self.limit(&relative, &workload.limits) {
+            Ok(others) => self.begin(new, ttl, &others, caller).await.map(|session| (session, others)),
+            Err(failure) => Err(failure),
+        };
+        match begun {
+            Ok((session, others)) => Ok(self.opened(&session, &relative, &others)),
             Err(failure) => {
                 self.remove(path);
                 Err(failure)
@@ -106,12 +111,23 @@ impl Lifecycle {
         }
     }
 
-    async fn begin(&self, new: NewSession, ttl: Option<Duration>, caller: &Caller) -> Result<Arc<Session>, Failure> {
+    fn limit(&self, relative: &Path, limits: &LimitSpec) -> Result<limits::Others, Failure> {
+        limits::put(self.governor.root(), relative, limits)
+            .map_err(|error| Failure::new(Code::Failed, error.to_string()).help(error.help()))
+    }
+
+    async fn begin(
+        &self,
+        new: NewSession,
+        ttl: Option<Duration>,
+        others: &limits::Others,
+        caller: &Caller,
+    ) -> Result<Arc<Session>, Failure> {
         let cgroup_id = identity::cgroup_id(&new.cgroup_path).map_err(failed)?;
         let id = new.id.clone().unwrap_or_default();
         let _starting = Starting::mark(&self.starting, id);
         let session = self.house.sessions.insert(NewSession { cgroup_id, ..new }).map_err(failed)?;
-        match self.admit(&session, ttl, caller).await {
+        match self.admit(&session, ttl, others, caller).await {
             Ok(()) => Ok(session),
             Err(failure) => {
                 self.end(&session.id, EndReason::Exited);
@@ -121,7 +137,13 @@ impl Lifecycle {
     }
 
     /// What comes after the table knows it: the record, the kernel, and the launcher's move.
-    async fn admit(&self, session: &Session, ttl: Option<Duration>, caller: &Caller) -> Result<(), Failure> {
+    async fn admit(
+        &self,
+        session: &Session,
+        ttl: Option<Duration>,
+        others: &limits::Others,
+        caller: &Caller,
+    ) -> Result<(), Failure> {
         let start = EventBody::SessionStart {
             intent: session.intent.clone(),
             command: session.command.clone(),
@@ -136,6 +158,7 @@ impl Lifecycle {
         })?;
         caller.check_again()?;
         let pid = caller.peer.pid;
+        limits::enter(others, pid).map_err(|error| Failure::new(Code::Failed, error.to_string()).help(error.help()))?;
         std::fs::write(session.cgroup_path.join("cgroup.procs"), pid.to_string()).map_err(|error| {
             Failure::new(
                 Code::Failed,
@@ -153,7 +176,7 @@ impl Lifecycle {
         self.governor.give_unix(&self.house.policies, session)
     }
 
-    fn opened(&self, session: &Session, relative: &Path) -> Opened {
+    fn opened(&self, session: &Session, relative: &Path, others: &limits::Others) -> Opened {
         let facts = launch::environment::Facts {
             session: &session.id,
             workload: &session.workload,
@@ -167,6 +190,7 @@ impl Lifecycle {
             session: session.id.to_string(),
             cgroup: format!("/{}", relative.display()),
             cgroup_dir: session.cgroup_path.clone(),
+            controllers: others.iter().map(|(name, other)| ((*name).into(), other.path.clone())).collect(),
             ends_at: session.ends_at.and_then(|at| jiff::Timestamp::try_from(at).ok()).map(|at| at.to_string()),
             env: launch::environment::variables(&facts),
             unset: Vec::new(),
@@ -193,6 +217,9 @@ impl Lifecycle {
         self.house.live.close_session(&session.id, "the session ended");
         tracing::info!(session = &*session.id, workload = &*session.workload, %why, "session ended");
         self.record_end(event(session, EventBody::SessionEnd { why: why.as_str().into() }));
+        if why == EndReason::Expired && session.expiry == Expiry::Kill {
+            kill(&session.id, &session.cgroup_path);
+        }
         self.remove(session.cgroup_path.clone());
     }
 
@@ -224,6 +251,9 @@ impl Lifecycle {
             }
         }
         for session in lost {
+            if let Some(cgroup) = &session.kill {
+                kill(&session.id, cgroup);
+            }
             let end = EventBody::SessionEnd { why: session.why.as_str().into() };
             self.record_end(Event {
                 tenant: session.tenant.clone(),
@@ -236,6 +266,10 @@ impl Lifecycle {
         }
         let live: HashSet<PathBuf> = self.house.sessions.list().iter().map(|s| s.cgroup_path.clone()).collect();
         for parent in self.governor.governed() {
+            for left in limits::left_in(&parent).iter().filter(|left| !live.contains(&self.governor.root().join(left)))
+            {
+                limits::remove(left);
+            }
             let Ok(children) = std::fs::read_dir(self.governor.root().join(parent)) else { continue };
             for child in children.flatten().filter(|child| child.file_type().is_ok_and(|kind| kind.is_dir())) {
                 if !live.contains(&child.path()) {
@@ -267,12 +301,15 @@ impl Lifecycle {
         }
     }
 
-    /// Removes a cgroup now, or when it is empty.
+    /// Removes a cgroup, with those of its limits, now or when it is empty.
     fn remove(&self, path: PathBuf) {
-        match std::fs::remove_dir(&path) {
-            Ok(()) => {}
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(_) => lock(&self.leftover).push(path),
+        let others = path.strip_prefix(self.governor.root()).is_ok_and(limits::remove);
+        let gone = match std::fs::remove_dir(&path) {
+            Err(error) => error.kind() == io::ErrorKind::NotFound,
+            Ok(()) => true,
+        };
+        if !(gone && others) {
+            lock(&self.leftover).push(path);
         }
     }
 
@@ -324,7 +361,15 @@ fn ttl(asked: Option<u64>, workload: &WorkloadSpec) -> Result<Option<Duration>, 
             let message = format!("the policy lets sessions of `{}` live {} seconds", workload.name, most.as_secs());
             Err(Failure::new(Code::Denied, message).help("ask for less with `--ttl`, or leave it out"))
         }
-        (asked, most) => Ok(asked.or(most)),
+        (asked, most) => Ok([asked.or(most), workload.limits.wall].into_iter().flatten().min()),
+    }
+}
+
+/// Kills every process of a cgroup at once, those that are being made included [Linux 5.14].
+fn kill(session: &str, cgroup: &Path) {
+    if let Err(error) = std::fs::write(cgroup.join("cgroup.kill"), "1") {
+        // Refused everything they are all the same.
+        tracing::error!(session, %error, "processes of a session whose time ran out could not be killed");
     }
 }
 

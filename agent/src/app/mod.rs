@@ -13,6 +13,7 @@ mod governor;
 mod harden;
 mod journal;
 mod lifecycle;
+mod limits;
 mod listening;
 mod policies;
 mod refusals;

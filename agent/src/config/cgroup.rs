@@ -57,13 +57,48 @@ pub fn root_in(mountinfo: &str) -> Option<PathBuf> {
     part
 }
 
+/// The tree of a controller of cgroup v1.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct V1Tree {
+    /// What of the tree is mounted: `/`, or the part that a container sees.
+    pub root: PathBuf,
+    /// Where it is mounted.
+    pub point: PathBuf,
+}
+
+/// The tree of this cgroup v1 controller, from the text of a mountinfo file.
+pub fn v1_tree(mountinfo: &str, controller: &str) -> Option<V1Tree> {
+    mountinfo.lines().find_map(|line| {
+        let (left, right) = line.split_once(" - ")?;
+        let mut right = right.split(' ');
+        let is_v1 = right.next() == Some("cgroup");
+        let has = right.nth(1)?.split(',').any(|option| option == controller);
+        let mut left = left.split(' ').skip(3);
+        let (root, point) = (left.next()?, left.next()?);
+        (is_v1 && has).then(|| V1Tree { root: unescape(root).into(), point: unescape(point).into() })
+    })
+}
+
+/// The path of a cgroup v1 controller in a `/proc/PID/cgroup` text.
+pub fn in_v1_listing<'a>(text: &'a str, controller: &str) -> Option<&'a str> {
+    text.lines().find_map(|line| {
+        let (_, rest) = line.split_once(':')?;
+        let (controllers, path) = rest.split_once(':')?;
+        controllers.split(',').any(|name| name == controller).then_some(path)
+    })
+}
+
 /// The cgroup2 path of a process, as `/a/b`, relative to the root of our cgroup namespace.
 pub fn of_process(pid: u32) -> Result<String, CgroupError> {
     let wrong = |source| CgroupError::Unknown { pid, source };
-    let text = std::fs::read_to_string(format!("/proc/{pid}/cgroup")).map_err(wrong)?;
-    in_listing(&text)
+    in_listing(&listing(pid)?)
         .map(str::to_owned)
         .ok_or_else(|| wrong(io::Error::new(io::ErrorKind::InvalidData, "no cgroup2 line in /proc/PID/cgroup")))
+}
+
+/// The text of `/proc/PID/cgroup`: every tree's path of a process.
+pub fn listing(pid: u32) -> Result<String, CgroupError> {
+    std::fs::read_to_string(format!("/proc/{pid}/cgroup")).map_err(|source| CgroupError::Unknown { pid, source })
 }
 
 /// The cgroup2 line of a `/proc/PID/cgroup` text.

@@ -130,6 +130,21 @@ fn the_cgroup2_tree_is_found_on_hybrid_and_pure_hosts() {
 }
 
 #[test]
+fn the_trees_of_v1_controllers_are_found() {
+    let hybrid = "31 30 0:27 / /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw,memory\n\
+        32 30 0:28 / /sys/fs/cgroup/cpu,cpuacct rw shared:3 - cgroup cgroup rw,cpu,cpuacct\n\
+        33 30 0:29 /docker/x /my\\040pids rw - cgroup cgroup rw,pids\nrubbish - \n";
+    let tree = |root: &str, point: &str| cgroup::V1Tree { root: root.into(), point: point.into() };
+    assert_eq!(cgroup::v1_tree(hybrid, "cpu"), Some(tree("/", "/sys/fs/cgroup/cpu,cpuacct")));
+    assert_eq!(cgroup::v1_tree(hybrid, "pids"), Some(tree("/docker/x", "/my pids")));
+    assert_eq!(cgroup::v1_tree(hybrid, "memory"), None, "an option of another file system");
+    let listing = "9:name=systemd:/s\n8:pids:/p:q\n4:cpu,cpuacct:/c\n0::/x\n";
+    assert_eq!(cgroup::in_v1_listing(listing, "pids"), Some("/p:q"));
+    assert_eq!(cgroup::in_v1_listing(listing, "cpu"), Some("/c"));
+    assert_eq!(cgroup::in_v1_listing(listing, "memory"), None);
+}
+
+#[test]
 fn membership_is_by_segment() {
     assert!(cgroup::is_within("/a/b", "/a/b"));
     assert!(cgroup::is_within("/a/b/c", "/a/b/"));

@@ -110,6 +110,9 @@ pub struct Opened {
     pub cgroup: String,
     /// Its folder.
     pub cgroup_dir: PathBuf,
+    /// Its cgroups of v1 controllers, as `/proc/self/cgroup` must show them now: path by controller.
+    #[serde(default)]
+    pub controllers: BTreeMap<String, String>,
     /// When it ends, RFC 3339.
     pub ends_at: Option<String>,
     /// Variables to set.

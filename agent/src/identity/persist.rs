@@ -13,7 +13,7 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 use super::{
-    EndReason, IdentityError, Session, facts,
+    EndReason, Expiry, IdentityError, Session, facts,
     ids::{is_session_id, is_trace_id},
 };
 
@@ -44,6 +44,8 @@ pub struct LostSession {
     pub trace_id: Arc<str>,
     /// [`EndReason::Expired`] or [`EndReason::Lost`].
     pub why: EndReason,
+    /// Folder of its cgroup, where processes live on that were to be killed when its time ran out.
+    pub kill: Option<PathBuf>,
 }
 
 /// A session as saved.
@@ -59,6 +61,8 @@ pub(super) struct Saved {
     pub(super) cgroup_path: PathBuf,
     pub(super) started_at: SystemTime,
     pub(super) ends_at: Option<SystemTime>,
+    #[serde(default)]
+    pub(super) expiry: Expiry,
     pub(super) command: Vec<String>,
     pub(super) operator: String,
     /// The kernel's id of the boot: cgroup ids start over with the next.
@@ -93,6 +97,7 @@ impl Store {
             cgroup_path: session.cgroup_path.clone(),
             started_at: session.started_at,
             ends_at: session.ends_at,
+            expiry: session.expiry,
             command: session.command.clone(),
             operator: session.operator.clone(),
             boot: self.boot.clone(),
@@ -159,6 +164,8 @@ pub(super) fn restore(store: &Store) -> Result<Restored, IdentityError> {
             tenant: saved.tenant,
             trace_id: saved.trace_id,
             why: if over { EndReason::Expired } else { EndReason::Lost },
+            // Of another boot, or of another cgroup, it is nothing of this session's.
+            kill: (over && same && saved.expiry == Expiry::Kill).then_some(saved.cgroup_path),
         });
     }
     Ok(restored)

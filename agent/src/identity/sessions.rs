@@ -93,6 +93,17 @@ impl fmt::Display for EndReason {
     }
 }
 
+/// What becomes of a session's processes when its time runs out.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Expiry {
+    /// They are refused everything, and run on.
+    #[default]
+    Refuse,
+    /// They are killed.
+    Kill,
+}
+
 /// What a new session is made of.
 #[derive(Clone, Debug, Default)]
 pub struct NewSession {
@@ -112,6 +123,8 @@ pub struct NewSession {
     pub cgroup_path: PathBuf,
     /// How long it may live.
     pub ttl: Option<Duration>,
+    /// What happens then.
+    pub expiry: Expiry,
     /// Command line that it was started with.
     pub command: Vec<String>,
     /// Who started it.
@@ -139,6 +152,8 @@ pub struct Session {
     pub started_at: SystemTime,
     /// When its rights end.
     pub ends_at: Option<SystemTime>,
+    /// What happens then to its processes.
+    pub expiry: Expiry,
     /// Cancelled when it ended. Everything that serves the session stops then.
     pub ended: CancellationToken,
     /// Command line that it was started with.
@@ -176,6 +191,7 @@ impl Session {
             cgroup_path: saved.cgroup_path,
             started_at: saved.started_at,
             ends_at: saved.ends_at,
+            expiry: saved.expiry,
             ended: CancellationToken::new(),
             command: saved.command,
             operator: saved.operator,
@@ -253,6 +269,7 @@ impl Sessions {
             started_at,
             // A time to live beyond what the clock can name is none.
             ends_at: new.ttl.and_then(|ttl| started_at.checked_add(ttl)),
+            expiry: new.expiry,
             ended: CancellationToken::new(),
             command: new.command,
             operator: new.operator,

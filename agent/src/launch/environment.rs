@@ -180,6 +180,7 @@ mod tests {
             session: "s".into(),
             cgroup: "/c".into(),
             cgroup_dir: "/sys/c".into(),
+            controllers: BTreeMap::new(),
             ends_at: None,
             env,
             unset: vec!["EXTRA_TOKEN".into()],

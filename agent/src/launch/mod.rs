@@ -58,6 +58,16 @@ pub enum LaunchError {
         /// Where it must be.
         wanted: String,
     },
+    /// A limit would not hold us.
+    #[error("the launcher is in `{controller}` cgroup {found}, not in its session's {wanted}")]
+    Unlimited {
+        /// The controller of the limit.
+        controller: String,
+        /// Where it is.
+        found: String,
+        /// Where it must be.
+        wanted: String,
+    },
     /// The process could not be confined.
     #[error("the process could not be confined")]
     Confine(#[source] confine::ConfineError),
@@ -77,7 +87,7 @@ impl LaunchError {
     pub fn help(&self) -> Option<String> {
         match self {
             Self::User(error) => error.help(),
-            Self::Elsewhere { .. } | Self::Cgroup(_) => Some(
+            Self::Elsewhere { .. } | Self::Unlimited { .. } | Self::Cgroup(_) => Some(
                 "`portcullis status` tells what the daemon sees; is another service manager moving processes?".into(),
             ),
             _ => None,
@@ -109,6 +119,14 @@ fn become_command(socket: &Path, what: Launch) -> Result<Infallible, LaunchError
     let found = cgroup::of_process(std::process::id())?;
     if found != opened.cgroup {
         return Err(LaunchError::Elsewhere { found, wanted: opened.cgroup });
+    }
+    let listing = cgroup::listing(std::process::id())?;
+    for (controller, wanted) in &opened.controllers {
+        let found = cgroup::in_v1_listing(&listing, controller).unwrap_or_default();
+        if found != wanted {
+            let (found, wanted) = (found.to_owned(), wanted.clone());
+            return Err(LaunchError::Unlimited { controller: controller.clone(), found, wanted });
+        }
     }
 
     let (program, arguments) = what

@@ -90,6 +90,7 @@ impl Checker<'_> {
             unix: self.unix(workload.unix.as_ref()),
             ttl: workload.session.ttl.map(|ttl| ttl.0),
             require_intent: workload.session.require_intent,
+            limits: self.limits(&workload.limits),
         };
         (spec, cgroup)
     }
@@ -295,5 +296,6 @@ fn header(source: &Source, span: &Range<usize>) -> Range<usize> {
     span.start..end
 }
 
+mod host;
 mod rules;
 mod upstreams;

@@ -8,7 +8,7 @@ use serde::{
     de::{self, SeqAccess, Visitor, value::SeqAccessDeserializer},
 };
 
-use super::{Autonomy, ClientTls, Effect, HoldScope, Reviewer, Tier, TlsMode, duration::Span};
+use super::{Autonomy, ClientTls, Effect, HoldScope, Reviewer, Tier, TlsMode, duration::Span, size::Size};
 use crate::action::{Detector, MaskWith, Verb};
 
 /// The policy of one workload.
@@ -45,6 +45,24 @@ pub(super) struct Workload {
     pub(super) unix: Option<At<Vec<At<String>>>>,
     #[serde(default)]
     pub(super) session: Session,
+    /// What one session may use of the host. Default: as much as there is.
+    #[serde(default)]
+    pub(super) limits: Limits,
+}
+
+/// Each but `wall` needs the host's cgroup controller of that name; without it no session is opened.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Limits {
+    /// Memory of all its processes together, page cache and temporary files in memory included. A process that takes
+    /// more is killed.
+    pub(super) memory: Option<At<Size>>,
+    /// Processes and threads at once. To make more of them fails.
+    pub(super) pids: Option<At<u32>>,
+    /// Processors at once, such as `1.5`. Who wants more waits.
+    pub(super) cpu: Option<At<f64>>,
+    /// Longest life of a session. When this or its `ttl` runs out, its processes are killed.
+    pub(super) wall: Option<Span>,
 }
 
 #[derive(Debug, Default, Deserialize, JsonSchema)]

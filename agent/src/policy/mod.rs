@@ -17,6 +17,7 @@ mod index;
 mod read;
 mod rule;
 mod set;
+mod size;
 mod spec;
 mod when;
 
@@ -28,7 +29,8 @@ pub use file::schema;
 pub use rule::{DEFAULT_EXPIRES, Origin, RuleSpec};
 pub use set::PolicySet;
 pub use spec::{
-    Autonomy, ClientTls, CredentialRef, CredentialSource, Reviewer, Tier, TlsMode, TlsSpec, UpstreamSpec, WorkloadSpec,
+    Autonomy, ClientTls, CredentialRef, CredentialSource, LimitSpec, Reviewer, Tier, TlsMode, TlsSpec, UpstreamSpec,
+    WorkloadSpec,
 };
 
 #[cfg(test)]

@@ -164,6 +164,19 @@ pub enum ClientTls {
     Require,
 }
 
+/// What one session may use of the host.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct LimitSpec {
+    /// Memory, in bytes.
+    pub memory: Option<u64>,
+    /// Processes and threads at once.
+    pub pids: Option<u32>,
+    /// Processor time, in hundredths of a processor.
+    pub cpu: Option<u32>,
+    /// Longest life; when a session's time runs out, its processes are killed.
+    pub wall: Option<Duration>,
+}
+
 /// The workload that a policy file is for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct WorkloadSpec {
@@ -181,4 +194,6 @@ pub struct WorkloadSpec {
     pub ttl: Option<Duration>,
     /// Whether `run` must state an intent.
     pub require_intent: bool,
+    /// What a session may use of the host.
+    pub limits: LimitSpec,
 }

@@ -318,3 +318,30 @@ fn unix_sockets_are_paths_that_can_be_written_in_one_way() {
     let lines: Vec<String> = of(&with(&format!("{many:?}"))).lines().collect();
     assert!(lines[0].contains("at most 64 unix sockets"), "{lines:?}");
 }
+
+#[test]
+fn limits_are_what_a_host_can_give() {
+    let with = |limits: &str| HEAD.replace("autonomy =", &format!("limits = {limits}\nautonomy ="));
+    let limits = load(&with("{ memory = '2GiB', pids = 500, cpu = 1.5, wall = '2h' }")).workload().limits.clone();
+    let wall = Some(std::time::Duration::from_secs(7200));
+    assert_eq!(limits, LimitSpec { memory: Some(2 << 30), pids: Some(500), cpu: Some(150), wall });
+    assert_eq!(load(&with("{ cpu = 2 }")).workload().limits.cpu, Some(200));
+    assert_eq!(load(HEAD).workload().limits, LimitSpec::default());
+    for (bad, says, help) in [
+        ("{ memory = '2GB' }", "is not a size", "such as `512MiB`"),
+        ("{ memory = 2147483648 }", "invalid type", "string"),
+        ("{ memory = '64KiB' }", "so little memory", "`4MiB`"),
+        ("{ pids = 0 }", "from 1 to 4194304", ""),
+        ("{ pids = -1 }", "invalid value", ""),
+        ("{ cpu = 0.001 }", "from 0.01 to 1024", "`0.5`"),
+        ("{ cpu = nan }", "from 0.01 to 1024", ""),
+        ("{ cpu = inf }", "from 0.01 to 1024", ""),
+        ("{ wall = '0s' }", "is not a duration", ""),
+        ("{ memroy = '2GiB' }", "unknown key `memroy`", "did you mean `memory`?"),
+    ] {
+        let lines: Vec<String> = of(&with(bad)).lines().collect();
+        assert_eq!(lines.len(), 1, "{bad}: {lines:?}");
+        assert!(lines[0].contains(says) && lines[0].contains(help), "{bad}: {lines:?}");
+        assert!(lines[0].starts_with("bot.toml:5:"), "{bad}: {lines:?}");
+    }
+}

@@ -1,0 +1,43 @@
+//! What a workload may have of the host.
+
+use super::Checker;
+use crate::policy::{
+    file::{self, At},
+    spec::LimitSpec,
+};
+
+/// Less than this and the command itself does not start, in bytes.
+const LEAST_MEMORY: u64 = 4 << 20;
+/// `PID_MAX_LIMIT` in linux/threads.h.
+const MOST_PIDS: u32 = 1 << 22;
+/// In hundredths of a processor. The kernel gives no less than one hundredth.
+const CPU: std::ops::RangeInclusive<f64> = 1.0..=102_400.0;
+
+impl Checker<'_> {
+    pub(super) fn limits(&mut self, limits: &file::Limits) -> LimitSpec {
+        if let Some(At { span, value }) = &limits.memory
+            && value.0 < LEAST_MEMORY
+        {
+            self.hinted(span, "no command runs in so little memory", "at least `4MiB`");
+        }
+        if let Some(At { span, value }) = &limits.pids
+            && !(1..=MOST_PIDS).contains(value)
+        {
+            self.error(span, format!("`pids` is a number from 1 to {MOST_PIDS}"));
+        }
+        let cpu = limits.cpu.as_ref().and_then(|At { span, value }| {
+            let hundredths = (value * 100.0).round();
+            if CPU.contains(&hundredths) {
+                return Some(hundredths as u32);
+            }
+            self.hinted(span, "`cpu` is a number of processors from 0.01 to 1024", "such as `0.5` or `2`");
+            None
+        });
+        LimitSpec {
+            memory: limits.memory.as_ref().map(|memory| memory.value.0),
+            pids: limits.pids.as_ref().map(|pids| pids.value),
+            cpu,
+            wall: limits.wall.map(|wall| wall.0),
+        }
+    }
+}
