@@ -3,7 +3,7 @@
 
 use std::{fs, path::Path};
 
-use portcullis::{policy, protocol::postgres::fuzz, sql};
+use portcullis::{mask, policy, protocol::postgres::fuzz, sql};
 
 /// Runs a target on each of its seeds, on each of their beginnings, and with bytes changed.
 fn run(name: &str, target: impl Fn(&[u8])) {
@@ -67,4 +67,9 @@ fn sql_text() {
 #[test]
 fn policy_file() {
     run("policy", |data| policy::fuzz::policy(&String::from_utf8_lossy(data)));
+}
+
+#[test]
+fn scrub() {
+    run("scrub", mask::fuzz::scrub);
 }

@@ -215,10 +215,26 @@ impl MaskSet {
     }
 
     fn find(&self, text: &[u8], secrets: &KnownSecrets, found: &mut SmallVec<[Found; 4]>) {
-        self.detectors.find(text, found);
         secrets.find(text, |range| {
             found.push(Found { start: range.start, end: range.end, kind: Kind::KnownSecret, with: MaskWith::Redact });
         });
+        // What stands beside a secret ends where that begins: with it gone, it would be found in what is left.
+        if !found.is_empty() && self.has_detectors() {
+            let mut beside = SmallVec::<[Found; 4]>::new();
+            merge(found);
+            let ends = found.iter().map(|f| f.end);
+            let starts = found.iter().map(|f| f.start).chain([text.len()]);
+            for (from, to) in std::iter::once(0).chain(ends).zip(starts) {
+                let first = beside.len();
+                self.detectors.find(&text[from..to], &mut beside);
+                for range in &mut beside[first..] {
+                    range.start += from;
+                    range.end += from;
+                }
+            }
+            found.extend(beside);
+        }
+        self.detectors.find(text, found);
     }
 
     fn count(&self, range: &Found, hits: &mut Hits) {

@@ -60,7 +60,8 @@ impl StreamScrubber {
         self.hits
     }
 
-    fn held_back(&self) -> usize {
+    /// How much of the text is not decided on until more has come.
+    pub(super) fn held_back(&self) -> usize {
         detect::DECIDES + self.secrets.longest()
     }
 

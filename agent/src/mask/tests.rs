@@ -648,3 +648,12 @@ fn a_stream_holds_a_bounded_amount() {
     }
     assert!(sent > out.len());
 }
+
+#[test]
+fn what_stands_beside_a_secret_is_found() {
+    let secrets = KnownSecrets::new([&b"Zq81-upstream-9fK"[..]]);
+    for text in ["ann@example.orgZq81-upstream-9fK", "Zq81-upstream-9fKann@example.org"] {
+        let out = scrub_with(&all(), &secrets, text);
+        assert!(!out.contains("ann@") && !out.contains("9fK"), "{text}: {out}");
+    }
+}
