@@ -39,4 +39,6 @@ pub mod config;
 #[cfg(feature = "daemon")]
 pub mod control;
 #[cfg(feature = "daemon")]
+pub mod doctor;
+#[cfg(feature = "daemon")]
 pub mod launch;

@@ -1,66 +1,120 @@
 //! Every road out, tried from inside a real session, and watched where it would arrive: by listeners and a packet sniffer
-//! in a network namespace of its own, by listeners on loopback, and by unix sockets. The attempt's own word counts only
-//! where it says that the kernel let an effect happen.
+//! in a network namespace of its own, by listeners and a sniffer on loopback, and by what is there to be changed. The
+//! attempt's own word counts only where it says that the kernel let an effect happen.
+//!
+//! The sniffers are not the product's: what it cannot see, they may.
 
 use std::{
     collections::BTreeSet,
     fs,
     io::{BufRead, BufReader, Write},
-    net::{Ipv4Addr, Ipv6Addr, TcpListener, UdpSocket},
-    os::unix::{
-        fs::PermissionsExt,
-        net::{UnixDatagram, UnixListener},
-    },
-    path::Path,
-    process::{Child, ChildStdin, ChildStdout, Command, Stdio},
-    sync::{
-        Arc,
-        atomic::{AtomicBool, AtomicUsize, Ordering},
-    },
+    net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket},
+    os::unix::fs::PermissionsExt,
+    process::{Child, Command, Stdio},
+    sync::{Arc, Mutex},
     thread,
-    time::Duration,
 };
 
-use portcullis_tests::{Daemon, Postgres, SHOP_POLICY};
+use portcullis::doctor::{
+    Runner,
+    attempts::{self, Target},
+    witness::{Aim, Setup, Whose, Witness},
+};
+use portcullis_tests::{Daemon, Postgres, SHOP_POLICY, binary};
 
-const ESCAPE: &str = env!("CARGO_BIN_EXE_escape");
-const MARKER: &str = "portcullis-escape-marker";
-/// Addresses for documentation: RFC 5737, RFC 3849. Routed to the test's own namespace only.
-const V4: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 2);
-const V6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 2);
+use crate::world::eventually;
 
-/// Watches in the other namespace: prints a line for each packet that matters. Arguments: marker, port, device.
+/// What must get through outside of any session.
+const CONTROLS: &str = include_str!("escape.controls");
+/// Number of what proves a sniffer awake.
+const AWAKE: usize = 99_999;
+const NOBODY: u32 = 65534;
+
+/// Prints a line for each packet that matters. Arguments: marker, device, the witness's addresses, the enforcer's
+/// ports, its own ports. Off loopback it listens on them, too, so that connections come about.
 const SNIFFER: &str = r"
-import socket, sys
-marker, port, device = sys.argv[1].encode(), int(sys.argv[2]), sys.argv[3]
-v4, v6, group = bytes([192,0,2,2]), bytes.fromhex('20010db8000000000000000000000002'), bytes([239,77,77,77])
+import socket, struct, sys
+marker, device, host4, host6, enforcer = sys.argv[1].encode(), sys.argv[2], sys.argv[3], sys.argv[4], sys.argv[5].split(',')
+ports = [int(p) for p in sys.argv[6:]]
+inet, inet6 = socket.AF_INET, socket.AF_INET6
+here = {socket.inet_pton(inet, host4), socket.inet_pton(inet6, host6)}
+group = bytes([239,77,77])
 keep = []
-for family, host in ((socket.AF_INET, '192.0.2.2'), (socket.AF_INET6, '2001:db8::2')):
-    t = socket.socket(family); t.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    t.bind((host, port)); t.listen(64); keep.append(t)
-    u = socket.socket(family, socket.SOCK_DGRAM); u.bind((host, port)); keep.append(u)
+if device != 'lo':
+    for family, host in ((inet, host4), (inet6, host6)):
+        for port in ports:
+            t = socket.socket(family); t.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            t.bind((host, port)); t.listen(64); keep.append(t)
+            u = socket.socket(family, socket.SOCK_DGRAM); u.bind((host, port)); keep.append(u)
 s = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3))
+s.setsockopt(socket.SOL_SOCKET, 33, 16 << 20)
 s.bind((device, 0))
+def judge(p):
+    kind, body, to, ports_of, protocol = p[12:14], p[14:], None, None, None
+    if kind == b'\x08\x00' and len(body) >= 20:
+        to, protocol, rest = body[16:20], body[9], body[(body[0] & 15) * 4:]
+    elif kind == b'\x86\xdd' and len(body) >= 40:
+        to, protocol, rest = body[24:40], body[6], body[40:]
+    if protocol in (6, 17) and len(rest) >= 4: ports_of = struct.unpack('!HH', rest[:4])
+    if protocol == 6 and ports_of and any(str(p) in enforcer for p in ports_of): return None
+    at = p.find(marker)
+    number = p[at + len(marker):][:5] if at >= 0 else b''
+    if len(number) == 5 and number.isdigit():
+        return 'awake' + str(len(to)) if number == b'99999' and to else 'tag ' + number.decode()
+    if to in here and ports_of and ports_of[1] in ports: return 'port %d' % ports_of[1]
+    if device == 'lo': return None
+    if to in here and not (protocol == 58 and rest and rest[0] in range(133, 138)): return 'other'
+    at = body.find(group) if protocol == 2 else -1
+    if 0 <= at < len(body) - 3: return 'group %d' % body[at + 3]
 print('ready', flush=True)
 while True:
     p, where = s.recvfrom(65535)
     if where[2] == socket.PACKET_OUTGOING: continue
-    kind, body = p[12:14], p[14:]
-    hit = marker in p
-    if kind == b'\x08\x00': hit |= body[16:20] in (v4, group) or body[9] == 2
-    if kind == b'\x86\xdd': hit |= body[24:40] == v6 and not (body[6] == 58 and body[40] in range(133, 138))
-    if hit: print('packet', flush=True)
+    said = judge(p)
+    if said: print(said, flush=True)
 ";
 
-/// The other namespace, the sniffer in it, and the listeners on loopback and on unix sockets.
-struct Witness {
-    sniffer: Child,
-    folder: tempfile::TempDir,
-    seen: Arc<AtomicUsize>,
-    stop: Arc<AtomicBool>,
+/// A sniffer and what it said since it was asked last.
+struct Sniffer {
+    child: Child,
+    said: Arc<Mutex<Vec<String>>>,
+}
+
+impl Sniffer {
+    fn start(mut command: Command, witness: &Witness, device: &str, hosts: [&str; 2], enforcer: &[u16]) -> Self {
+        command.args(["/usr/bin/python3", "-c", SNIFFER, witness.marker(), device, hosts[0], hosts[1]]);
+        let enforcer: Vec<String> = enforcer.iter().map(u16::to_string).collect();
+        command.arg(enforcer.join(",")).args(witness.ports().iter().map(u16::to_string));
+        let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().expect("the sniffer");
+        let mut lines = BufReader::new(child.stdout.take().expect("piped")).lines();
+        assert_eq!(lines.next().expect("a line").expect("text"), "ready");
+        let said = Arc::new(Mutex::new(Vec::new()));
+        let saying = Arc::clone(&said);
+        thread::spawn(move || {
+            for line in lines.map_while(Result::ok) {
+                saying.lock().expect("not poisoned").push(line);
+            }
+        });
+        Self { child, said }
+    }
+
+    fn take(&self) -> Vec<String> {
+        std::mem::take(&mut self.said.lock().expect("not poisoned"))
+    }
+}
+
+impl Drop for Sniffer {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// The other namespace, and the sniffers in it and on loopback.
+struct Elsewhere {
+    sniffers: Vec<Sniffer>,
     namespace: String,
-    near: String,
-    port: u16,
+    aim: Aim,
 }
 
 fn ip(arguments: &str) {
@@ -68,222 +122,204 @@ fn ip(arguments: &str) {
     assert!(output.status.success(), "ip {arguments}: {}", String::from_utf8_lossy(&output.stderr));
 }
 
-impl Witness {
+impl Elsewhere {
+    /// Addresses are this process's own, of the ranges for benchmarks and for documentation (RFC 2544, RFC 3849): one that
+    /// the host has already would lead nowhere.
     fn new() -> Self {
         let id = std::process::id();
         let (namespace, near, far) = (format!("portcullis-{id}"), format!("esc{id}a"), format!("esc{id}b"));
-        let port = UdpSocket::bind("127.0.0.1:0").and_then(|s| s.local_addr()).expect("a free port").port();
+        let [high, low] = ((id % (1 << 15)) as u16 * 2).to_be_bytes();
+        let net = u32::from_be_bytes([198, 18, 0, 0]) + (u32::from(high) << 9 | u32::from(low) << 1);
+        let (near4, v4) = (Ipv4Addr::from(net + 1), Ipv4Addr::from(net + 2));
+        let v6 = |host| Ipv6Addr::new(0x2001, 0xdb8, (id >> 16) as u16, id as u16, 0, 0, 0, host);
         ip(&format!("netns add {namespace}"));
         ip(&format!("link add {near} type veth peer name {far} netns {namespace}"));
-        ip(&format!("address add 192.0.2.1/24 dev {near}"));
-        ip(&format!("address add 2001:db8::1/64 dev {near} nodad"));
+        ip(&format!("address add {near4}/30 dev {near}"));
+        ip(&format!("address add {}/64 dev {near} nodad", v6(1)));
         ip(&format!("link set {near} up"));
-        for command in
-            ["link set lo up", "address add 192.0.2.2/24 dev FAR", "address add 2001:db8::2/64 dev FAR nodad"]
-        {
-            ip(&format!("netns exec {namespace} ip {}", command.replace("FAR", &far)));
-        }
-        ip(&format!("netns exec {namespace} ip link set {far} up"));
-        let mut sniffer = Command::new("ip")
-            .args(["netns", "exec", &namespace, "/usr/bin/python3", "-c", SNIFFER, MARKER, &port.to_string(), &far])
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .spawn()
-            .expect("the sniffer");
-        let mut lines = BufReader::new(sniffer.stdout.take().expect("piped")).lines();
-        assert_eq!(lines.next().expect("a line").expect("text"), "ready");
-        let (seen, stop) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicBool::new(false)));
-        let count = Arc::clone(&seen);
-        thread::spawn(move || {
-            for _ in lines {
-                count.fetch_add(1, Ordering::SeqCst);
-            }
-        });
-        let folder = tempfile::Builder::new().prefix("portcullis-esc-").tempdir().expect("a folder");
-        fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).expect("a mode");
-        let witness = Self { sniffer, folder, seen, stop, namespace, near, port };
-        witness.listen();
-        witness
+        let within = format!("netns exec {namespace} ip");
+        ip(&format!("{within} link set lo up"));
+        ip(&format!("{within} address add {v4}/30 dev {far}"));
+        ip(&format!("{within} address add {}/64 dev {far} nodad", v6(2)));
+        ip(&format!("{within} link set {far} up"));
+        let aim = Aim { v4, v6: v6(2), device: near, at: Whose::Another };
+        Self { sniffers: Vec::new(), namespace, aim }
     }
 
-    fn path(&self) -> String {
-        self.folder.path().display().to_string()
+    fn sniff(&mut self, witness: &Witness, enforcer: &[u16]) {
+        let mut command = Command::new("ip");
+        command.args(["netns", "exec", &self.namespace]);
+        let far = self.aim.device.replace('a', "b");
+        let hosts = [self.aim.v4.to_string(), self.aim.v6.to_string()];
+        self.sniffers.push(Sniffer::start(command, witness, &far, [&hosts[0], &hosts[1]], &[]));
+        self.sniffers.push(Sniffer::start(Command::new("env"), witness, "lo", ["127.0.0.1", "::1"], enforcer));
     }
 
-    /// Loopback and unix: whatever arrives with the marker counts.
-    fn listen(&self) {
-        for host in ["127.0.0.1", "::1"] {
-            let tcp = TcpListener::bind((host, self.port)).expect("the port of the witness is free");
-            self.watch(tcp, |tcp| tcp.set_nonblocking(true), |tcp| tcp.accept().map(|_| true));
-            let udp = UdpSocket::bind((host, self.port)).expect("the port of the witness is free");
-            let read = |udp: &UdpSocket| udp.recv_from(&mut [0; 256]).map(|_| true);
-            self.watch(udp, |udp| udp.set_nonblocking(true), read);
-        }
-        use std::os::linux::net::SocketAddrExt;
-        let address = |name: &str, is_abstract: bool| {
-            let path = self.folder.path().join(name);
-            if is_abstract {
-                std::os::unix::net::SocketAddr::from_abstract_name(path.as_os_str().as_encoded_bytes())
-            } else {
-                std::os::unix::net::SocketAddr::from_pathname(&path)
+    /// What the sniffers saw since the last call.
+    fn seen(&self, witness: &Witness) -> BTreeSet<usize> {
+        let said = self.sniffers.iter().flat_map(Sniffer::take);
+        let number = |line: String| match line.split_once(' ') {
+            Some(("tag", number)) => Some(number.parse().expect("a number")),
+            Some(("port", port)) => Some(witness.taker(Some(port.parse().expect("a port")))),
+            Some(("group", last)) => {
+                let last: u8 = last.parse().expect("a number");
+                witness.groups().iter().any(|group| group.octets()[3] == last).then(|| witness.taker(None))
             }
-            .expect("an address")
+            _ => Some(witness.taker(None)),
         };
-        for is_abstract in [false, true] {
-            let stream = UnixListener::bind_addr(&address("stream", is_abstract)).expect("a socket");
-            self.watch(stream, |s| s.set_nonblocking(true), |s| s.accept().map(|_| true));
-            let datagrams = UnixDatagram::bind_addr(&address("dgram", is_abstract)).expect("a socket");
-            self.watch(datagrams, |s| s.set_nonblocking(true), |s| s.recv(&mut [0; 256]).map(|_| true));
-        }
-        for entry in fs::read_dir(self.folder.path()).expect("a folder") {
-            let path = entry.expect("an entry").path();
-            fs::set_permissions(path, fs::Permissions::from_mode(0o777)).expect("a mode");
-        }
+        said.filter(|line| !line.starts_with("awake")).filter_map(number).collect()
     }
 
-    fn watch<T: Send + 'static>(
-        &self,
-        socket: T,
-        prepare: impl Fn(&T) -> std::io::Result<()>,
-        arrived: impl Fn(&T) -> std::io::Result<bool> + Send + 'static,
-    ) {
-        prepare(&socket).expect("a socket that does not block");
-        let (seen, stop) = (Arc::clone(&self.seen), Arc::clone(&self.stop));
-        thread::spawn(move || {
-            while !stop.load(Ordering::SeqCst) {
-                if arrived(&socket).is_ok() {
-                    seen.fetch_add(1, Ordering::SeqCst);
-                } else {
-                    thread::sleep(Duration::from_millis(2));
-                }
-            }
-        });
-    }
-
-    /// Whether anything arrived since the last call. What is under way has time to come.
-    fn reached(&self) -> bool {
-        thread::sleep(Duration::from_millis(25));
-        self.seen.swap(0, Ordering::SeqCst) > 0
+    /// Everybody who watches sees what is sent from outside of any session, or the test fails: a dead sniffer would find
+    /// nothing.
+    fn prove_awake(&self, witness: &mut Witness) {
+        self.seen(witness);
+        witness.prove_awake().expect("the witness sees");
+        let text = attempts::tag(witness.marker(), AWAKE);
+        for (any, host) in [("0.0.0.0:0", self.aim.v4.to_string()), ("[::]:0", self.aim.v6.to_string())] {
+            let socket = UdpSocket::bind(any).expect("a socket");
+            socket.send_to(text.as_bytes(), (host.as_str(), witness.ports()[0])).expect("sent");
+        }
+        for (sniffer, place) in self.sniffers.iter().zip(["the other namespace", "loopback"]) {
+            let mut said = BTreeSet::new();
+            let all = || {
+                said.extend(sniffer.take());
+                said.contains("awake4") && said.contains("awake16")
+            };
+            assert!(eventually(all), "the sniffer of {place} does not see what arrives: {said:?}");
+        }
     }
 }
 
-impl Drop for Witness {
+impl Drop for Elsewhere {
     fn drop(&mut self) {
-        self.stop.store(true, Ordering::SeqCst);
-        let _ = self.sniffer.kill();
-        let _ = self.sniffer.wait();
-        let _ = Command::new("ip").args(["link", "delete", &self.near]).output();
+        self.sniffers.clear();
+        let _ = Command::new("ip").args(["link", "delete", &self.aim.device]).output();
         let _ = Command::new("ip").args(["netns", "delete", &self.namespace]).output();
     }
 }
 
-/// The program of attempts, wherever it runs.
-struct Escape {
-    child: Child,
-    input: ChildStdin,
-    lines: BufReader<ChildStdout>,
+/// What the table says of a user's column.
+enum Column {
+    /// Outside of any session: what [`CONTROLS`] says of these must get through, or the attempts are not real.
+    Free(&'static [&'static str]),
+    /// In a session: nothing may get through.
+    Promised,
+    /// In a session, as root of the host, who cannot be kept in: that is said, not promised.
+    Listed,
 }
 
-impl Escape {
-    fn start(mut command: Command) -> Self {
-        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("the attempts");
-        let input = child.stdin.take().expect("piped");
-        let mut lines = BufReader::new(child.stdout.take().expect("piped"));
-        let mut ready = String::new();
-        lines.read_line(&mut ready).expect("a line");
-        assert_eq!(ready, "ready\n");
-        Self { child, input, lines }
-    }
-
-    /// Runs every attempt; returns which got through.
-    fn run(&mut self, witness: &Witness, attempts: usize) -> BTreeSet<usize> {
-        witness.reached();
-        (0..attempts)
-            .filter(|number| {
-                writeln!(self.input, "{number}").expect("it listens");
-                let mut answer = String::new();
-                self.lines.read_line(&mut answer).expect("it answers");
-                assert!(!answer.is_empty(), "the program ended at attempt {number}");
-                witness.reached() || answer == "effect\n"
-            })
-            .collect()
-    }
+struct User {
+    name: &'static str,
+    column: Column,
+    command: Command,
 }
 
-impl Drop for Escape {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-/// What the list names.
-fn names(program: &Path) -> Vec<String> {
-    let output = Command::new(program).arg("list").output().expect("the list");
-    String::from_utf8(output.stdout).expect("text").lines().map(str::to_owned).collect()
+/// A held command, and the client that waits for it.
+fn hold(daemon: &Daemon, server: &Postgres) -> (Child, String) {
+    let url = format!("host=127.0.0.1 port={} dbname=shop user=agent", server.port);
+    let sql = "UPDATE products SET price = 9.99 WHERE id = 1";
+    let mut waiting = daemon.governed("psql", &["-X", &url, "-c", sql]).expect("a command");
+    let waiting = waiting.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("psql");
+    let hold = daemon.held().expect("a hold");
+    (waiting, hold["id"].as_str().expect("an id").to_owned())
 }
 
 #[test]
 fn no_attempt_reaches_anything() {
     let server = Postgres::start().expect("a server");
     let daemon = Daemon::start(&server, SHOP_POLICY).expect("a daemon");
-    let witness = Witness::new();
+    let status: serde_json::Value =
+        serde_json::from_str(&daemon.ok(&["status", "--json"]).expect("well")).expect("JSON");
+    let listen = status["listen"].as_array().expect("a list").iter().filter_map(|address| address.as_str());
+    let enforcer: Vec<u16> = listen.map(|address| address.parse::<SocketAddr>().expect("an address").port()).collect();
+    assert_eq!(enforcer.len(), 2, "IPv4 first, then IPv6");
+    let mut elsewhere = Elsewhere::new();
+    let mut witness = Witness::new(Setup {
+        aim: elsewhere.aim.clone(),
+        user: Some((NOBODY, NOBODY)),
+        enforcer: enforcer.clone(),
+        control: daemon.path("run/control.sock"),
+        pins: daemon.pins(),
+        workload: "bot".into(),
+    })
+    .expect("a witness");
+    elsewhere.sniff(&witness, &enforcer);
     // Where every user can run it.
-    let program = witness.folder.path().join("escape");
-    fs::copy(ESCAPE, &program).expect("a copy");
+    let program = witness.folder().join("portcullis");
+    fs::copy(binary().expect("a binary"), &program).expect("a copy");
     fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).expect("a mode");
-    let names = names(&program);
-    let mut outside = Command::new("setpriv")
-        .args(["--reuid=nobody", "--regid=nogroup", "--clear-groups", "sleep", "600"])
-        .spawn()
-        .expect("a process outside");
-    let log = daemon.log();
-    let listening = log.split("listen=[\"127.0.0.1:").nth(1).and_then(|rest| rest.split('"').next());
-    let arguments: Vec<String> = [
-        V4.to_string(),
-        V6.to_string(),
-        witness.port.to_string(),
-        witness.path(),
-        witness.near.clone(),
-        outside.id().to_string(),
-        listening.expect("the daemon says where it listens").into(),
-        daemon.path("run/control.sock").display().to_string(),
-        MARKER.into(),
-    ]
-    .into();
-    let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
     let program = program.display().to_string();
+    let attempts = ["escape-attempts"];
 
-    // Without us: that the attempts are real.
-    let mut command = Command::new("setpriv");
-    command.args(["--reuid=nobody", "--regid=nogroup", "--clear-groups", &program]).args(&words);
-    let free = Escape::start(command).run(&witness, names.len());
-    let mut command = Command::new(&program);
-    command.args(&words);
-    let free_root = Escape::start(command).run(&witness, names.len());
-
-    let mut governed = Escape::start(daemon.governed(&program, &words).expect("a session"));
-    let reached = governed.run(&witness, names.len());
-    drop(governed);
-    let root = ["run", "--workload", "bot", "--i-know-root-escapes", "--intent", "escape", "--", &program];
-    let mut command = daemon.command(&root).expect("a session");
-    command.args(&words);
-    let as_root = Escape::start(command).run(&witness, names.len());
-    outside.kill().expect("it runs");
-    outside.wait().expect("it ends");
-
-    let mut table = format!("{:<44} {:>10} {:>10} {:>10} {:>10}\n", "attempt", "free", "free root", "governed", "root");
-    for (number, name) in names.iter().enumerate() {
-        let cell = |set: &BTreeSet<usize>| if set.contains(&number) { "REACHED" } else { "-" };
-        let cells = [cell(&free), cell(&free_root), cell(&reached), cell(&as_root)];
-        table += &format!("{name:<44} {:>10} {:>10} {:>10} {:>10}\n", cells[0], cells[1], cells[2], cells[3]);
+    let mut nobody = Command::new("setpriv");
+    nobody.args(["--reuid=nobody", "--regid=nogroup", "--clear-groups", &program]).args(attempts);
+    let mut root = Command::new(&program);
+    root.args(attempts);
+    let run = ["run", "--workload", "bot", "--i-know-root-escapes", "--intent", "escape", "--", &program];
+    let mut as_root = daemon.command(&run).expect("a command");
+    as_root.args(attempts);
+    // Root of a user namespace has its place before the last.
+    let users = [
+        User { name: "free", column: Column::Free(&["anyone"]), command: nobody },
+        User { name: "free root", column: Column::Free(&["anyone", "root"]), command: root },
+        User {
+            name: "governed",
+            column: Column::Promised,
+            command: daemon.governed(&program, &attempts).expect("a command"),
+        },
+        User { name: "root", column: Column::Listed, command: as_root },
+    ];
+    let names: Vec<String> = attempts::all().into_iter().map(|attempt| attempt.name).collect();
+    let (mut waiting, held) = hold(&daemon, &server);
+    let mut wrong = Vec::new();
+    let mut summary = String::new();
+    let mut columns = Vec::new();
+    for user in users {
+        elsewhere.prove_awake(&mut witness);
+        let hold = if matches!(user.column, Column::Free(_)) { "no-such-hold" } else { &held };
+        let target: Target = witness.target(hold);
+        assert!(!target.decoy.is_empty() && !target.other_user.is_empty(), "{target:?}");
+        let mut runner = Runner::start(user.command, &target).expect("the attempts");
+        let reached = runner.run(&mut witness, 0..names.len(), |witness| elsewhere.seen(witness)).expect("answers");
+        elsewhere.prove_awake(&mut witness);
+        let named: BTreeSet<&str> = reached.iter().map(|number| names[*number].as_str()).collect();
+        let (count, all) = (named.len(), names.len());
+        summary += &match user.column {
+            Column::Free(must) => {
+                let must =
+                    CONTROLS.lines().filter_map(|line| line.split_once(": ")).filter(|(who, _)| must.contains(who));
+                let missing = must.filter(|(_, name)| !named.contains(name));
+                wrong.extend(missing.map(|(_, name)| format!("{} does not reach: {name}", user.name)));
+                format!("{}, not in a session: {count} of {all} reach\n", user.name)
+            }
+            Column::Promised => {
+                wrong.extend(named.iter().map(|name| format!("{} reaches: {name}", user.name)));
+                format!("attempts {all}, reached {count}\n")
+            }
+            Column::Listed => format!("host root, not promised: attempts {all}, reached {count}\n"),
+        };
+        columns.push((user.name, reached));
     }
-    table += &format!("ungoverned: nobody {}, root {} of {} reach\n", free.len(), free_root.len(), names.len());
-    table += &format!("host root, not promised: attempts {}, reached {}\n", names.len(), as_root.len());
-    table += &format!("attempts {}, reached {}\n", names.len(), reached.len());
+    let holds = daemon.ok(&["held", "--json"]).expect("the holds");
+    assert!(holds.contains(&held) && holds.contains("\"requested\""), "an attempt decided its own hold: {holds}");
+    waiting.kill().expect("it waits");
+    waiting.wait().expect("it ends");
+
+    let mut table = format!("{:<44}", "attempt");
+    for (name, _) in &columns {
+        table += &format!(" {name:>10}");
+    }
+    for (number, name) in names.iter().enumerate() {
+        table += &format!("\n{name:<44}");
+        for (_, reached) in &columns {
+            table += &format!(" {:>10}", if reached.contains(&number) { "REACHED" } else { "-" });
+        }
+    }
+    table += &format!("\n{summary}");
     // Not by the macro: what passes is seen, too.
     std::io::stdout().write_all(table.as_bytes()).expect("an output");
-    assert!(names.len() >= 100 && free.len() >= 40 && free_root.len() >= 60, "the attempts are vacuous");
-    let open: Vec<&String> = reached.iter().map(|number| &names[*number]).collect();
-    assert!(open.is_empty(), "reached: {open:?}");
+    assert!(names.len() >= 100, "{}", names.len());
+    assert_eq!(names.iter().collect::<BTreeSet<_>>().len(), names.len(), "two attempts have one name");
+    assert!(wrong.is_empty(), "{wrong:#?}");
 }

@@ -151,6 +151,12 @@ impl Daemon {
         self.dir.path().join(name)
     }
 
+    /// Folder of its pinned objects.
+    pub fn pins(&self) -> PathBuf {
+        let runtime_dir = self.path("run");
+        portcullis::bpf::KernelSettings { pin_dir: None, runtime_dir, cgroup_root: PathBuf::new() }.pin_dir()
+    }
+
     /// What it logged.
     pub fn log(&self) -> String {
         fs::read_to_string(self.path("log")).unwrap_or_default()

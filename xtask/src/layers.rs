@@ -15,7 +15,7 @@ const ROWS: &[&[&str]] = &[
     &["session"],
     &["protocol"],
     &["net", "bpf"],
-    &["config", "control", "launch", "app"],
+    &["config", "control", "launch", "doctor", "app"],
 ];
 
 /// Lines of production code beyond which a file gives a reason in its module doc.

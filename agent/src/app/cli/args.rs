@@ -162,6 +162,9 @@ pub enum Command {
         #[arg(long)]
         leave_ungoverned: bool,
     },
+    /// Try to get out of a session, as asked on standard input: the inside of `doctor`.
+    #[command(hide = true, after_help = "Example:\n  portcullis escape-attempts < requests")]
+    EscapeAttempts,
     /// Print a completion script.
     #[command(after_help = "Example:\n  portcullis completions bash > /etc/bash_completion.d/portcullis")]
     Completions {

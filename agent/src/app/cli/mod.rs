@@ -34,7 +34,7 @@ use crate::{
         client::ClientError,
         proto::{Code, Failure, Request},
     },
-    launch,
+    doctor, launch,
 };
 
 /// How the program ends; the numbers are part of its interface.
@@ -147,6 +147,10 @@ fn run(cli: Cli) -> Result<Exit, CliError> {
             let ungoverned =
                 if leave_ungoverned { uninstall::Ungoverned::Accepted } else { uninstall::Ungoverned::Refused };
             uninstall::uninstall(&house, ungoverned, &mut io::stdout())
+        }
+        Command::EscapeAttempts => {
+            doctor::attempts::serve(io::stdin().lock(), io::stdout().lock())?;
+            Ok(Exit::Ok)
         }
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "portcullis", &mut io::stdout());
