@@ -31,7 +31,7 @@ pub fn connect4(cx: SockAddrContext) -> i32 {
     let ctx = cx.sock_addr;
     // SAFETY: `ctx` is the program's context; volatile, so that each field is read in its own width.
     let (ip, port) = unsafe { (read_volatile(addr_of!((*ctx).user_ip4)), read_volatile(addr_of!((*ctx).user_port))) };
-    let (enforcer, attempt) = match admitted(ctx, AF_INET, [ip, 0, 0, 0], port) {
+    let (enforcer, attempt) = match admitted(ctx, AF_INET, AF_INET, [ip, 0, 0, 0], port) {
         Ok(admitted) => admitted,
         Err((reason, attempt)) => return refuse(reason, &attempt),
     };
@@ -62,12 +62,13 @@ pub fn connect6(cx: SockAddrContext) -> i32 {
             read_volatile(addr_of!((*ctx).user_port)),
         )
     };
-    let (enforcer, attempt) = match admitted(ctx, AF_INET6, ip, port) {
+    // A socket that was bound to a mapped address can only reach another one, so mapped stays mapped.
+    let mapped = ip[0] == 0 && ip[1] == 0 && ip[2] == MAPPED;
+    let listener = if mapped { AF_INET } else { AF_INET6 };
+    let (enforcer, attempt) = match admitted(ctx, AF_INET6, listener, ip, port) {
         Ok(admitted) => admitted,
         Err((reason, attempt)) => return refuse(reason, &attempt),
     };
-    // A socket that was bound to a mapped address can only reach another one, so mapped stays mapped.
-    let mapped = ip[0] == 0 && ip[1] == 0 && ip[2] == MAPPED;
     let (to, to_port) =
         if mapped { ([0, 0, MAPPED, enforcer.v4], enforcer.v4_port) } else { (enforcer.v6, enforcer.v6_port) };
     if to_port == 0 {
@@ -84,12 +85,13 @@ pub fn connect6(cx: SockAddrContext) -> i32 {
     ALLOW
 }
 
-/// The enforcer, if this connection may go to it: TCP, not tied to a device, of a known session, enforcer alive. The
-/// origin is kept with the socket.
+/// The enforcer, if this connection may go to it: TCP, not tied to a device, of a known session, enforcer alive and
+/// listening with the family `listener` in the socket's network namespace. The origin is kept with the socket.
 #[inline(always)]
 fn admitted(
     ctx: *mut bpf_sock_addr,
     family: u32,
+    listener: u32,
     address: [u32; 4],
     port: u32,
 ) -> Result<(&'static Enforcer, Attempt), (Reason, Attempt)> {
@@ -119,6 +121,10 @@ fn admitted(
         if !maps::is_session(cgroup_id) {
             return Err((Reason::Session, attempt));
         }
+        let netns_cookie = bpf_get_netns_cookie(ctx.cast());
+        if !maps::listens(netns_cookie, listener) {
+            return Err((Reason::Namespace, attempt));
+        }
         let mut comm = [0_u8; 16];
         bpf_get_current_comm(comm.as_mut_ptr().cast(), 16);
         RawOrigin {
@@ -126,7 +132,7 @@ fn admitted(
             port,
             address,
             cgroup_id,
-            netns_cookie: bpf_get_netns_cookie(ctx.cast()),
+            netns_cookie,
             pid: (bpf_get_current_pid_tgid() >> 32) as u32,
             uid: bpf_get_current_uid_gid() as u32,
             comm,

@@ -5,7 +5,7 @@
 #![cfg_attr(not(feature = "user"), no_std)]
 
 /// Version of every type and map in this crate; part of the folder where maps are pinned.
-pub const LAYOUT: u32 = 3;
+pub const LAYOUT: u32 = 4;
 
 /// A heartbeat older than this (nanoseconds) means that no enforcer is alive, and every connect is refused.
 pub const HEARTBEAT_STALE_NS: u64 = 2_000_000_000;
@@ -16,6 +16,9 @@ pub const MAX_TUPLES: usize = 65_536;
 
 /// How many sessions may be known at one time.
 pub const MAX_SESSIONS: usize = 65_536;
+
+/// How many listening sockets the enforcer may have: one of each family in each network namespace.
+pub const MAX_LISTENERS: usize = 8192;
 
 /// How many paths of unix sockets all sessions may reach together.
 pub const MAX_UNIX_PATHS: usize = 65_536;
@@ -58,6 +61,18 @@ pub struct Enforcer {
     pub v6: [u32; 4],
     /// TCP port of the IPv6 listener, host byte order.
     pub v6_port: u32,
+    /// Always 0.
+    pub pad: u32,
+}
+
+/// A family of addresses in a network namespace, in which the enforcer may have a listening socket.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Listener {
+    /// Network namespace of the socket.
+    pub netns_cookie: u64,
+    /// [`AF_INET`] or [`AF_INET6`].
+    pub family: u32,
     /// Always 0.
     pub pad: u32,
 }
@@ -153,6 +168,8 @@ reasons! {
     Device = "device",
     /// No live enforcer, or no listener of that family.
     Enforcer = "enforcer",
+    /// No listener of the enforcer in the network namespace.
+    Namespace = "namespace",
     /// A cgroup that is no session.
     Session = "session",
     /// No memory to keep the origin.
@@ -232,6 +249,8 @@ mod user {
     // SAFETY: repr(C), no padding (checked below), no pointers, any bit pattern is a value.
     unsafe impl aya::Pod for super::Enforcer {}
     // SAFETY: as above.
+    unsafe impl aya::Pod for super::Listener {}
+    // SAFETY: as above.
     unsafe impl aya::Pod for super::RawOrigin {}
     // SAFETY: as above.
     unsafe impl aya::Pod for super::Tuple {}
@@ -245,6 +264,7 @@ mod user {
 
 // The sum of the fields is the size: there is no hidden padding whose content would leak or compare unequal.
 const _: () = assert!(size_of::<Enforcer>() == 4 + 4 + 16 + 4 + 4);
+const _: () = assert!(size_of::<Listener>() == 8 + 4 + 4);
 const _: () = assert!(size_of::<RawOrigin>() == 4 + 4 + 16 + 8 + 8 + 4 + 4 + 16);
 const _: () = assert!(size_of::<Tuple>() == 8 + 16 + 16 + 4 + 4);
 const _: () = assert!(size_of::<UnixPath>() == 8 + UNIX_PATH_ROOM);

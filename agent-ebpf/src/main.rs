@@ -2,7 +2,7 @@
 //!
 //! Every program fails closed: what it cannot read, does not know or does not understand is refused. Programs are
 //! attached to the stable parent cgroup of a workload, so that whatever runs below is governed from its first
-//! instruction. The exception is `accepted`, which is attached to the enforcer's own cgroup.
+//! instruction. The exceptions are `accepted` and `released`, which are attached to the enforcer's own cgroup.
 #![no_std]
 #![no_main]
 
@@ -14,6 +14,7 @@ mod maps;
 mod packets;
 mod peername;
 mod refusal;
+mod released;
 mod sendmsg;
 mod setsockopt;
 mod sock_create;

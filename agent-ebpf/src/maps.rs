@@ -8,8 +8,8 @@ use aya_ebpf::{
 };
 use core::{ffi::c_void, ptr};
 use portcullis_ebpf::{
-    Enforcer, HEARTBEAT_STALE_NS, MAX_REPORTING, MAX_SESSIONS, MAX_TUPLES, MAX_UNIX_PATHS, REFUSAL_BYTES, RawOrigin,
-    Reason, Reporting, ToldRefusal, Tuple, UnixPath, UnixPlaces,
+    Enforcer, HEARTBEAT_STALE_NS, Listener, MAX_LISTENERS, MAX_REPORTING, MAX_SESSIONS, MAX_TUPLES, MAX_UNIX_PATHS,
+    REFUSAL_BYTES, RawOrigin, Reason, Reporting, ToldRefusal, Tuple, UnixPath, UnixPlaces,
 };
 
 /// Entry 0: the enforcer's listeners.
@@ -31,6 +31,15 @@ pub static ORIGINS: SkStorage<RawOrigin> = SkStorage::new();
 /// Origins on their way from the client's socket to the accepted one.
 #[btf_map]
 pub static TUPLES: HashMap<Tuple, RawOrigin, MAX_TUPLES> = HashMap::new();
+
+/// Where the enforcer listens, and the cookie of the socket. Elsewhere a governed connection would come to whoever has
+/// the same port there. The kernel takes an entry out as its socket closes, whatever became of the process.
+#[btf_map]
+pub static LISTENERS: HashMap<Listener, u64, MAX_LISTENERS, { BPF_F_NO_PREALLOC as usize }> = HashMap::new();
+
+/// With a listening socket of the enforcer: its entry.
+#[btf_map]
+pub static LISTENING: SkStorage<Listener> = SkStorage::new();
 
 /// Unix sockets that sessions may reach. Most hosts have a few; memory is taken as they come.
 #[btf_map]
@@ -75,6 +84,24 @@ pub fn alive() -> bool {
 pub fn is_session(cgroup_id: u64) -> bool {
     // SAFETY: only the presence is used, never the value, so a concurrent removal cannot be seen half done.
     unsafe { SESSIONS.get(&cgroup_id) }.is_some()
+}
+
+/// Whether the enforcer listens with this family in this network namespace.
+#[inline(always)]
+pub fn listens(netns_cookie: u64, family: u32) -> bool {
+    // SAFETY: as in `is_session`.
+    unsafe { LISTENERS.get(&Listener { netns_cookie, family, pad: 0 }) }.is_some()
+}
+
+/// The entry of a listening socket of the enforcer; `None` for any other socket.
+///
+/// # Safety
+/// `sk` must be a socket that the kernel handed to the program.
+#[inline(always)]
+pub unsafe fn listener_of(sk: *mut c_void) -> Option<&'static Listener> {
+    let map = (&raw const LISTENING).cast_mut().cast();
+    // SAFETY: the map is an SK_STORAGE map and `sk` a socket; the result is null or a value of the map.
+    unsafe { bpf_sk_storage_get(map, sk, ptr::null_mut(), 0).cast::<Listener>().as_ref() }
 }
 
 /// Where the kernel keeps the name of a unix socket's peer, or `None` before the agent has said so.

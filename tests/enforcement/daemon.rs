@@ -9,7 +9,7 @@ use std::{
 use portcullis::record::EventBody;
 use portcullis_tests::{Daemon, Postgres, SHOP_POLICY};
 
-use crate::world::eventually;
+use crate::world::{Namespace, eventually};
 
 /// The example policy with one more key of the workload.
 fn policy(key: &str) -> String {
@@ -58,6 +58,39 @@ fn a_database_is_not_reached_by_its_unix_socket_but_where_the_policy_lists_it() 
     assert!(refused.contains("Connection refused"), "{refused}");
     drop((input, lines));
     assert!(run.wait().expect("it ends").success());
+}
+
+#[test]
+fn a_session_in_another_network_namespace_is_served_by_a_listener_there() {
+    let server = Postgres::start().expect("a server");
+    let mut daemon = Daemon::start(&server, SHOP_POLICY).expect("a daemon");
+    let other = Namespace::new();
+    let database = format!("host=127.0.0.1 port={} dbname=shop user=agent", server.port);
+    let script = format!("while read line; do psql -X -A -t '{database}' -c 'SELECT 41 + 1' 2>&1 | head -1; done");
+    let run = daemon.governed("sh", &["-c", &script]).expect("a command");
+    let mut run = other.inside(&run).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("it starts");
+    let mut input = run.stdin.take().expect("piped");
+    let mut lines = BufReader::new(run.stdout.take().expect("piped")).lines();
+    let mut ask = || {
+        writeln!(input, "again").expect("it reads");
+        lines.next().expect("a line").expect("text")
+    };
+    assert_eq!(ask(), "42", "{}", daemon.log());
+
+    // The next daemon listens there again, although no session begins there.
+    let before = daemon.pid().expect("it runs");
+    daemon.signal("KILL").expect("killed");
+    daemon.recovered(before).expect("it comes back");
+    assert!(eventually(|| ask() == "42"), "{}", daemon.log());
+
+    // With the session the listener goes, and the port is free.
+    let status = daemon.ok(&["status", "--json"]).expect("well");
+    let status: serde_json::Value = serde_json::from_str(&status).expect("JSON");
+    let address = status["listen"][0].as_str().expect("an address").to_owned();
+    assert!(other.try_listen(&address).is_err(), "the daemon does not listen there");
+    drop((input, lines));
+    assert!(run.wait().expect("it ends").success());
+    assert!(eventually(|| other.try_listen(&address).is_ok()), "the listener stays: {}", daemon.log());
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use std::process::Stdio;
 
-use crate::world::{Direct, ECONNREFUSED, World};
+use crate::world::{Direct, ECONNREFUSED, Namespace, World};
 
 /// What the enforcer answers: origin, cgroup, pid, uid, name. The first word is what `getpeername` showed.
 fn connected(world: &World, address: &str) -> Vec<String> {
@@ -67,6 +67,28 @@ fn who_connects_to_the_enforcer_without_the_redirect_has_no_origin() {
     let line = world.act("free", &["connect", &address]);
     assert_eq!(line, format!("ok {address}"), "no answer");
     assert!(world.tell("seen").contains("Missing"));
+}
+
+#[test]
+fn in_a_network_namespace_without_a_listener_of_ours_everything_is_refused() {
+    let mut world = World::new();
+    let other = Namespace::new();
+    let act = |world: &World, address: &str| {
+        let output = other.command(world, "agents/one", &["connect", address]).output().expect("the probe");
+        String::from_utf8(output.stdout).expect("text").trim_end().to_owned()
+    };
+    // Somebody else has the enforcer's port there.
+    let thief = other.listen(&format!("127.0.0.1:{}", world.enforcer().port4));
+    for address in ["192.0.2.1:1", "[::ffff:192.0.2.1]:1", "[2001:db8::1]:1", &thief.address, "[::1]:1"] {
+        assert_eq!(act(&world, address), ECONNREFUSED, "{address}");
+    }
+    assert_eq!(thief.reached(), 0);
+    assert!(world.tell("refused").contains("namespace=5"));
+    drop(thief);
+    assert_eq!(world.tell(&format!("listen {}", other.pid)), "ok");
+    for address in ["192.0.2.1:1", "[::ffff:192.0.2.1]:1", "[2001:db8::1]:1", "[::1]:1"] {
+        assert!(act(&world, address).starts_with(&format!("ok {address} {address} ")), "{address}");
+    }
 }
 
 #[test]

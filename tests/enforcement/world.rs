@@ -224,11 +224,33 @@ impl Namespace {
         format!("--net=/proc/{}/ns/net", self.pid)
     }
 
+    /// A server in this namespace.
+    pub fn listen(&self, address: &str) -> Direct {
+        Direct::of(self.try_listen(address).expect("a port"))
+    }
+
+    /// A listening socket in this namespace.
+    pub fn try_listen(&self, address: &str) -> std::io::Result<TcpListener> {
+        let namespace = portcullis::net::namespace::Namespace::of(self.pid.parse().expect("a number"))?;
+        namespace.visit(|| TcpListener::bind(address)).expect("root may visit it")
+    }
+
     /// The command of a world, in this namespace.
     pub fn command(&self, world: &World, cgroup: &str, action: &[&str]) -> Command {
-        let mut command = Command::new("nsenter");
-        command.arg(self.argument()).arg(PROBE).arg("in").arg(world.cgroup(cgroup)).args(action).stdin(Stdio::null());
-        command
+        self.inside(&world.command(cgroup, action))
+    }
+
+    /// The same command in this namespace, without input.
+    pub fn inside(&self, command: &Command) -> Command {
+        let mut inside = Command::new("nsenter");
+        inside.arg(self.argument()).arg(command.get_program()).args(command.get_args()).stdin(Stdio::null());
+        for (name, value) in command.get_envs() {
+            match value {
+                Some(value) => inside.env(name, value),
+                None => inside.env_remove(name),
+            };
+        }
+        inside
     }
 }
 
@@ -247,7 +269,10 @@ pub struct Direct {
 
 impl Direct {
     pub fn new(ip: &str) -> Self {
-        let listener = TcpListener::bind((ip, 0)).expect("a port");
+        Self::of(TcpListener::bind((ip, 0)).expect("a port"))
+    }
+
+    fn of(listener: TcpListener) -> Self {
         listener.set_nonblocking(true).expect("a listener");
         Self { address: listener.local_addr().expect("an address").to_string(), listener }
     }

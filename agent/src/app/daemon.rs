@@ -29,6 +29,7 @@ use super::{
     harden, journal,
     lifecycle::{self, Lifecycle},
     listening,
+    namespaces::Namespaces,
     policies::{self, Policies},
     refusals, supervisor,
 };
@@ -116,8 +117,7 @@ async fn serve(
     let (own, root) = own_cgroup(&settings)?;
     let addresses: Vec<SocketAddr> =
         listeners.iter().map(std::net::TcpListener::local_addr).collect::<io::Result<_>>().into_diagnostic()?;
-    let arriving = listening::home(&listeners, &root)?;
-    let kernel = Arc::new(open_kernel(&settings, &root, &arriving, &addresses)?);
+    let kernel = Arc::new(open_kernel(&settings, &root, &own, &listeners, &addresses)?);
     let governor = Arc::new(Governor::new(root, own, kernel.clone()));
 
     let limits = Limits { memory: settings.limits.memory, ..Limits::default() };
@@ -138,11 +138,34 @@ async fn serve(
     });
     kernel.heartbeat().into_diagnostic()?;
     governor.govern(&house.policies.load())?;
-    let lifecycle = Arc::new(Lifecycle::new(house.clone(), governor.clone(), settings.clone()));
+    let stop_accepting = CancellationToken::new();
+    let serve = {
+        let (house, kernel, limit) = (house.clone(), kernel.clone(), settings.limits.connections);
+        move |listener, stop: CancellationToken| {
+            let listener = TcpListener::from_std(listener)?;
+            let (house, kernel) = (house.clone(), kernel.clone());
+            let take = move |stream, _, place| accept::arrival(&house, &kernel, stream, place);
+            Ok::<_, io::Error>(net::listener::serve(listener, limit, stop, take))
+        }
+    };
+    let namespaces = {
+        let serve = serve.clone();
+        let elsewhere = move |listener, stop| {
+            let serving = serve(listener, stop)?;
+            tokio::spawn(async move {
+                if let Err(error) = serving.await {
+                    tracing::error!(%error, "a listener in another network namespace failed");
+                }
+            });
+            Ok(())
+        };
+        Namespaces::new(kernel.clone(), addresses.clone(), Box::new(elsewhere), stop_accepting.clone())
+    };
+    let namespaces = namespaces.into_diagnostic()?;
+    let lifecycle = Arc::new(Lifecycle::new(house.clone(), governor.clone(), settings.clone(), namespaces));
     lifecycle.adopt(&restored.adopted, &restored.lost);
     let policies = Arc::new(Policies::new(settings.policy_dir.clone(), house.clone(), governor.clone()));
 
-    let stop_accepting = CancellationToken::new();
     let stop = CancellationToken::new();
     let problems = Arc::new(Mutex::new(Vec::<String>::new()));
     spawn_upkeep(&house, &lifecycle, &kernel, &settings, &problems, &stop);
@@ -172,17 +195,16 @@ async fn serve(
 
     let failed = CancellationToken::new();
     for listener in listeners {
-        let (house, kernel, stop, failed) = (house.clone(), kernel.clone(), stop_accepting.clone(), failed.clone());
-        let limit = settings.limits.connections;
-        let listener = TcpListener::from_std(listener).into_diagnostic()?;
+        let serving = serve(listener, stop_accepting.clone()).into_diagnostic()?;
+        let failed = failed.clone();
         tokio::spawn(async move {
-            let take = |stream, _, place| accept::arrival(&house, &kernel, stream, place);
-            if let Err(error) = net::listener::serve(listener, limit, stop, take).await {
+            if let Err(error) = serving.await {
                 tracing::error!(%error, "the listener failed");
                 failed.cancel();
             }
         });
     }
+    lifecycle.sweep();
 
     let hash = house.policies.load().hash().to_owned();
     house.recorder.append(Event::daemon(format!("started, policies {hash}"))).into_diagnostic()?;
@@ -325,7 +347,13 @@ async fn watch_policies(policies: Arc<Policies>) {
     }
 }
 
-fn open_kernel(settings: &Settings, root: &Path, arriving: &Path, addresses: &[SocketAddr]) -> miette::Result<Kernel> {
+fn open_kernel(
+    settings: &Settings,
+    root: &Path,
+    own: &str,
+    listeners: &[std::net::TcpListener],
+    addresses: &[SocketAddr],
+) -> miette::Result<Kernel> {
     let kernel_settings = KernelSettings {
         pin_dir: settings.kernel.pin_dir.clone(),
         runtime_dir: settings.runtime_dir.clone(),
@@ -335,7 +363,12 @@ fn open_kernel(settings: &Settings, root: &Path, arriving: &Path, addresses: &[S
     let v4 = addresses.iter().find_map(|a| if let SocketAddr::V4(v4) = a { Some(*v4) } else { None });
     let v6 = addresses.iter().find_map(|a| if let SocketAddr::V6(v6) = a { Some(*v6) } else { None });
     let v4 = v4.ok_or_else(|| miette!("no IPv4 listener"))?;
-    kernel.set_enforcer(v4, v6, arriving).into_diagnostic().wrap_err("the kernel side did not take our listener")?;
+    // Those that were handed over may be of another cgroup than those that we make.
+    let (home, own) = (listening::home(listeners, root)?, root.join(own.trim_start_matches('/')));
+    let taken = kernel
+        .set_enforcer(v4, v6, &[&home, &own])
+        .and_then(|()| listeners.iter().try_for_each(|listener| kernel.add_listener(listener)));
+    taken.into_diagnostic().wrap_err("the kernel side did not take our listeners")?;
     Ok(kernel)
 }
 

@@ -13,7 +13,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use super::{governor::Governor, limits};
+use super::{governor::Governor, limits, namespaces::Namespaces};
 use crate::{
     config::Settings,
     control::{
@@ -39,6 +39,7 @@ pub(super) struct Lifecycle {
     house: Arc<House>,
     governor: Arc<Governor>,
     settings: Arc<Settings>,
+    namespaces: Namespaces,
     /// Ids whose launcher is not in yet: an empty cgroup does not end them.
     starting: Mutex<HashSet<Arc<str>>>,
     /// Cgroups of ended sessions that could not be removed yet.
@@ -46,8 +47,13 @@ pub(super) struct Lifecycle {
 }
 
 impl Lifecycle {
-    pub(super) fn new(house: Arc<House>, governor: Arc<Governor>, settings: Arc<Settings>) -> Self {
-        Self { house, governor, settings, starting: Mutex::default(), leftover: Mutex::default() }
+    pub(super) fn new(
+        house: Arc<House>,
+        governor: Arc<Governor>,
+        settings: Arc<Settings>,
+        namespaces: Namespaces,
+    ) -> Self {
+        Self { house, governor, settings, namespaces, starting: Mutex::default(), leftover: Mutex::default() }
     }
 
     /// Makes a session for the caller and moves the calling process into it.
@@ -167,7 +173,11 @@ impl Lifecycle {
             .help("is the `portcullis run` process in a container of its own, or in a threaded cgroup?")
         })?;
         // Still the same process: so it was it that was moved.
-        caller.peer.check_alive().map_err(|error| Failure::new(Code::Denied, error.to_string()))
+        caller.peer.check_alive().map_err(|error| Failure::new(Code::Denied, error.to_string()))?;
+        self.namespaces.enter(pid).map_err(|error| {
+            Failure::new(Code::Failed, format!("no listener in the caller's network namespace: {error:?}"))
+                .help("give the daemon CAP_SYS_ADMIN and CAP_SYS_PTRACE, and keep the port of `listen` free there")
+        })
     }
 
     /// Gives a session its rights in the kernel.
@@ -280,7 +290,8 @@ impl Lifecycle {
         }
     }
 
-    /// Ends sessions without processes and removes what is empty. Reads a small file per session; may block.
+    /// Ends sessions without processes, removes what is empty, and listens where processes are. Reads two small files per
+    /// session and asks for each of its processes; may block.
     pub(super) fn sweep(&self) {
         for session in self.house.sessions.list() {
             if lock(&self.starting).contains(&session.id) {
@@ -295,6 +306,7 @@ impl Lifecycle {
                 Err(error) => tracing::warn!(session = &*session.id, %error, "cannot tell whether a session lives"),
             }
         }
+        self.namespaces.tend(&self.house.sessions.list());
         let leftover = std::mem::take(&mut *lock(&self.leftover));
         for path in leftover {
             self.remove(path);

@@ -68,7 +68,8 @@ pub(super) fn home(listeners: &[TcpListener], root: &Path) -> miette::Result<Pat
     Ok(path)
 }
 
-fn listen(address: SocketAddr) -> miette::Result<TcpListener> {
+/// Makes one.
+pub(super) fn listen(address: SocketAddr) -> miette::Result<TcpListener> {
     let bound = (|| {
         let family = if address.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
         let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;

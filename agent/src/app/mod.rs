@@ -15,6 +15,7 @@ mod journal;
 mod lifecycle;
 mod limits;
 mod listening;
+mod namespaces;
 mod policies;
 mod refusals;
 mod supervisor;

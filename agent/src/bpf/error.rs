@@ -16,6 +16,9 @@ pub enum BpfError {
         /// Which.
         what: &'static str,
     },
+    /// A listening socket cannot be asked what it is.
+    #[error("the kernel does not tell of a listening socket what is needed")]
+    Socket(#[source] io::Error),
     /// Pins cannot be kept.
     #[error("{} cannot hold pinned BPF objects", dir.display())]
     Pins {

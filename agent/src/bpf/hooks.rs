@@ -13,10 +13,21 @@ pub(super) struct Hook {
     pub(super) name: &'static str,
     /// `enum bpf_attach_type` of linux/bpf.h.
     pub(super) attach_type: u32,
+    /// Whose sockets it sees.
+    pub(super) side: Side,
+}
+
+/// Whose cgroup a hook is attached to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Side {
+    /// A governed one.
+    Governed,
+    /// The enforcer's.
+    Own,
 }
 
 const fn hook(name: &'static str, attach_type: u32) -> Hook {
-    Hook { name, attach_type }
+    Hook { name, attach_type, side: Side::Governed }
 }
 
 /// `BPF_CGROUP_INET4_CONNECT` and `BPF_CGROUP_INET6_CONNECT`: where another redirector would be found.
@@ -44,8 +55,11 @@ pub(super) const GOVERNED: [Hook; 13] = [
 /// before [`GOVERNED`]: they close roads.
 pub(super) const UNIX: [Hook; 2] = [hook("connect_unix", 49), hook("sendmsg_unix", 50)];
 
-/// The hook of the enforcer's own cgroup.
-pub(super) const ACCEPTED: Hook = hook("accepted", 3);
+/// The hooks of the enforcer's own cgroup: `BPF_CGROUP_SOCK_OPS` and `BPF_CGROUP_INET_SOCK_RELEASE`.
+pub(super) const OWN: [Hook; 2] = [
+    Hook { name: "accepted", attach_type: 3, side: Side::Own },
+    Hook { name: "released", attach_type: 34, side: Side::Own },
+];
 
 /// A program in the kernel.
 #[derive(Debug)]

@@ -8,7 +8,11 @@ use aya::{
 };
 use portcullis_ebpf::{Enforcer, RawOrigin, Reason, Reporting, Tuple, UnixPlaces};
 
-use super::{BpfError, unix};
+use super::{
+    BpfError,
+    listeners::{self, Listeners},
+    unix,
+};
 
 /// Each behind what its use needs.
 pub(super) struct Maps {
@@ -16,6 +20,7 @@ pub(super) struct Maps {
     heartbeat: Mutex<Array<MapData, u64>>,
     pub(super) sessions: Mutex<HashMap<MapData, u64, u32>>,
     pub(super) origins: SkStorage<MapData, RawOrigin>,
+    pub(super) listeners: Listeners,
     tuples: HashMap<MapData, Tuple, RawOrigin>,
     pub(super) unix: unix::Paths,
     pub(super) places: Mutex<Array<MapData, UnixPlaces>>,
@@ -27,7 +32,7 @@ pub(super) struct Maps {
 
 impl Maps {
     /// Every map of the object; all are pinned.
-    pub(super) const NAMES: [&str; 10] = [
+    pub(super) const NAMES: [&str; 12] = [
         "ENFORCER",
         "HEARTBEAT",
         "SESSIONS",
@@ -38,16 +43,35 @@ impl Maps {
         "REFUSED",
         "REPORTING",
         "REFUSALS",
+        listeners::TABLE,
+        listeners::STORAGE,
     ];
 
     /// From the object that they were loaded with.
     pub(super) fn take(object: &mut Ebpf) -> Result<Self, BpfError> {
-        let [enforcer, heartbeat, sessions, origins, tuples, paths, places, refused, reporting, refusals] = Self::NAMES;
+        let [
+            enforcer,
+            heartbeat,
+            sessions,
+            origins,
+            tuples,
+            paths,
+            places,
+            refused,
+            reporting,
+            refusals,
+            table,
+            storage,
+        ] = Self::NAMES;
         Ok(Self {
             enforcer: Mutex::new(take(object, enforcer, Array::try_from)?),
             heartbeat: Mutex::new(take(object, heartbeat, Array::try_from)?),
             sessions: Mutex::new(take(object, sessions, HashMap::try_from)?),
             origins: take(object, origins, SkStorage::try_from)?,
+            listeners: Listeners::new(
+                take(object, table, HashMap::try_from)?,
+                take(object, storage, SkStorage::try_from)?,
+            ),
             tuples: take(object, tuples, HashMap::try_from)?,
             unix: unix::Paths::new(take(object, paths, HashMap::try_from)?),
             places: Mutex::new(take(object, places, Array::try_from)?),
@@ -57,7 +81,7 @@ impl Maps {
         })
     }
 
-    /// Refuses every new connection: no heartbeat, no sessions. The listeners' addresses stay: packets of connections
+    /// Refuses every new connection: no heartbeat, no sessions, no listeners. The listeners' addresses stay: packets of connections
     /// that an earlier enforcer had not accepted yet reach the next one, if it listens on the same ports.
     pub(super) fn reset(&self) -> Result<(), BpfError> {
         self.beat(0)?;
@@ -67,6 +91,7 @@ impl Maps {
         for id in known {
             absent_is_fine(sessions.remove(&id)).map_err(|source| BpfError::Map { map, source })?;
         }
+        self.listeners.reset()?;
         self.unix.reset()
     }
 
@@ -86,7 +111,12 @@ impl Maps {
     pub(super) fn entries(&self) -> Result<Vec<(&'static str, usize)>, BpfError> {
         let tuples = count(Self::NAMES[4], self.tuples.keys())?;
         let sessions = count(Self::NAMES[2], lock(&self.sessions).keys())?;
-        Ok(vec![(Self::NAMES[2], sessions), (Self::NAMES[4], tuples), (unix::TABLE, self.unix.entries()?)])
+        Ok(vec![
+            (Self::NAMES[2], sessions),
+            (Self::NAMES[4], tuples),
+            (unix::TABLE, self.unix.entries()?),
+            (listeners::TABLE, self.listeners.entries()?),
+        ])
     }
 
     /// How many refusals of each cgroup were not told so far. A cgroup that was quiet for long may be missing.

@@ -5,9 +5,9 @@
 //! is gone. A new daemon takes the pinned links over and replaces their programs in one step each, so that there is no
 //! moment without enforcement. Known sessions are forgotten then, and must be allowed again by whoever restored them.
 //!
-//! The program that gives accepted sockets their origin is attached to the enforcer's own cgroup, because sockets are
-//! known by the cgroup they were made in. So the daemon must be in a cgroup of its own (below the root, where a hook
-//! would see the whole host) before it makes its listeners. That link is not pinned: it is of no use without them.
+//! The programs that give accepted sockets their origin and see listening ones close are attached to the enforcer's own
+//! cgroup, because sockets are known by the cgroup they were made in. So the daemon must be in a cgroup of its own (below
+//! the root, where a hook would see the whole host) before it makes its listeners.
 //!
 //! The failure mode is refusal: a half-attached cgroup reaches nothing, a full table loses origins, and a connection
 //! without an origin is closed.
@@ -15,6 +15,7 @@
 mod btf;
 mod error;
 mod hooks;
+mod listeners;
 mod maps;
 mod origin;
 mod pins;
@@ -33,8 +34,8 @@ use std::{
     collections::BTreeMap,
     fs::{self, File},
     io,
-    net::{IpAddr, SocketAddr, SocketAddrV4, SocketAddrV6},
-    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    net::{IpAddr, SocketAddr, SocketAddrV4, SocketAddrV6, TcpListener},
+    os::fd::{AsFd, BorrowedFd},
     path::{Path, PathBuf},
     sync::Mutex,
 };
@@ -43,7 +44,7 @@ use aya::{EbpfLoader, maps::MapError};
 use portcullis_ebpf::Enforcer;
 
 use self::{
-    hooks::{ACCEPTED, GOVERNED, Loaded, REDIRECTS},
+    hooks::{GOVERNED, Loaded, OWN, REDIRECTS, Side},
     maps::{Maps, absent_is_fine, is_not_found, lock},
     pins::Pins,
     sys::Attached,
@@ -91,7 +92,8 @@ pub struct Kernel {
     programs: Vec<Loaded>,
     /// Why there are none of [`hooks::UNIX`].
     no_unix: Option<String>,
-    accepted: Loaded,
+    /// In the order of [`OWN`].
+    own_programs: Vec<Loaded>,
     maps: Maps,
     own: Mutex<Option<Own>>,
     /// Governed cgroups: id to path.
@@ -103,8 +105,8 @@ pub struct Kernel {
 struct Own {
     v4: SocketAddrV4,
     v6: Option<SocketAddrV6>,
-    cgroup: PathBuf,
-    link: OwnedFd,
+    /// Id to path.
+    cgroups: BTreeMap<u64, PathBuf>,
 }
 
 impl Kernel {
@@ -129,14 +131,14 @@ impl Kernel {
         for hook in GOVERNED {
             programs.push(hooks::load(&mut object, hook)?);
         }
-        let accepted = hooks::load(&mut object, ACCEPTED)?;
+        let own_programs = OWN.iter().map(|hook| hooks::load(&mut object, *hook)).collect::<Result<_, _>>()?;
         maps.reset()?;
         let kernel = Self {
             pins,
             cgroup_root: settings.cgroup_root.clone(),
             programs,
             no_unix,
-            accepted,
+            own_programs,
             maps,
             own: Mutex::new(None),
             governed: Mutex::new(BTreeMap::new()),
@@ -145,24 +147,32 @@ impl Kernel {
         Ok(kernel)
     }
 
-    /// Says where the enforcer listens and attaches its own hook to the cgroup it runs in. The listeners must be made by
-    /// a process of that cgroup, and on loopback addresses: nothing else passes the packet filter. They should be the same
-    /// as before a restart: a client that was still connecting to another port waits for its own time-out.
-    pub fn set_enforcer(&self, v4: SocketAddrV4, v6: Option<SocketAddrV6>, own_cgroup: &Path) -> Result<(), BpfError> {
+    /// Says where the enforcer listens and attaches its own hooks to the cgroups in which its listeners are made. They
+    /// must be on loopback addresses: nothing else passes the packet filter. They should be the same as before a restart:
+    /// a client that was still connecting to another port waits for its own time-out.
+    pub fn set_enforcer(&self, v4: SocketAddrV4, v6: Option<SocketAddrV6>, own: &[&Path]) -> Result<(), BpfError> {
         for address in [Some(SocketAddr::V4(v4)), v6.map(SocketAddr::V6)].into_iter().flatten() {
             if address.port() == 0 || !address.ip().is_loopback() {
                 return Err(BpfError::Listener(address));
             }
         }
-        for governed in lock(&self.governed).values() {
-            if own_cgroup.starts_with(governed) {
-                return Err(BpfError::Nested { inner: own_cgroup.to_owned(), outer: governed.clone() });
+        let mut cgroups = BTreeMap::new();
+        for own in own {
+            if let Some(outer) = lock(&self.governed).values().find(|governed| own.starts_with(governed)) {
+                return Err(BpfError::Nested { inner: (*own).to_owned(), outer: outer.clone() });
+            }
+            let file = open_cgroup(own)?;
+            let id = cgroup_id(own).map_err(|source| BpfError::Cgroup { cgroup: (*own).to_owned(), source })?;
+            self.attach_all(&self.own_programs, file.as_fd(), id, own)?;
+            cgroups.insert(id, (*own).to_owned());
+        }
+        // After the new ones are there, so that no handshake in between loses its origin.
+        let failed = |source| BpfError::Pins { dir: self.pins.dir().to_owned(), source };
+        for id in self.pins.cgroups(Side::Own).map_err(failed)? {
+            if !cgroups.contains_key(&id) {
+                self.pins.drop_cgroup(Side::Own, id).map_err(failed)?;
             }
         }
-        let cgroup = open_cgroup(own_cgroup)?;
-        // The old hook stays until the new one is there, so that no handshake in between loses its origin.
-        let link = sys::link_create(self.accepted.program.as_fd(), cgroup.as_fd(), ACCEPTED.attach_type)
-            .map_err(|source| BpfError::Attach { hook: ACCEPTED.name, cgroup: own_cgroup.to_owned(), source })?;
         let enforcer = Enforcer {
             v4: u32::from_ne_bytes(v4.ip().octets()),
             v4_port: v4.port().into(),
@@ -173,8 +183,14 @@ impl Kernel {
         lock(&self.maps.enforcer)
             .set(0, enforcer, 0)
             .map_err(|source| BpfError::Map { map: Maps::NAMES[0], source })?;
-        *lock(&self.own) = Some(Own { v4, v6, cgroup: own_cgroup.to_owned(), link });
+        *lock(&self.own) = Some(Own { v4, v6, cgroups });
         Ok(())
+    }
+
+    /// Lets governed connections of the network namespace of this listening socket come to it, for as long as it is open
+    /// anywhere. It must be made in one of the cgroups, and have one of the addresses, of [`Kernel::set_enforcer`].
+    pub fn add_listener(&self, listener: &TcpListener) -> Result<(), BpfError> {
+        self.maps.listeners.add(listener)
     }
 
     /// Governs a cgroup and all below it, now and later. It should be a stable parent: with its cgroup a hook goes too.
@@ -196,21 +212,15 @@ impl Kernel {
                 return Err(BpfError::Nested { inner: cgroup.to_owned(), outer: path.clone() });
             }
         }
-        if let Some(own) = &*lock(&self.own)
-            && own.cgroup.starts_with(cgroup)
-        {
-            return Err(BpfError::Nested { inner: own.cgroup.clone(), outer: cgroup.to_owned() });
+        let own = lock(&self.own);
+        if let Some(inner) = own.iter().flat_map(|own| own.cgroups.values()).find(|own| own.starts_with(cgroup)) {
+            return Err(BpfError::Nested { inner: inner.clone(), outer: cgroup.to_owned() });
         }
+        drop(own);
         if let Some((found, program)) = self.redirector(cgroup).map_err(asked)? {
             return Err(BpfError::Redirector { cgroup: found, program });
         }
-        for loaded in &self.programs {
-            self.attach(loaded, file.as_fd(), id).map_err(|source| BpfError::Attach {
-                hook: loaded.hook.name,
-                cgroup: cgroup.to_owned(),
-                source,
-            })?;
-        }
+        self.attach_all(&self.programs, file.as_fd(), id, cgroup)?;
         // The cgroup may have been deleted and made again while this ran; then what was attached is not at this path.
         if cgroup_id(cgroup).map_err(asked)? != id {
             return Err(asked(io::Error::other("the cgroup was replaced by another meanwhile")));
@@ -218,7 +228,7 @@ impl Kernel {
         // One that was at this path before is deleted; its links are of no use.
         let before = governed.extract_if(.., |other, path| *other != id && path == cgroup).map(|(other, _)| other);
         for other in before.collect::<Vec<_>>() {
-            self.pins.drop_cgroup(other).map_err(asked)?;
+            self.pins.drop_cgroup(Side::Governed, other).map_err(asked)?;
         }
         governed.insert(id, cgroup.to_owned());
         Ok(())
@@ -296,10 +306,10 @@ impl Kernel {
         for (id, cgroup) in lock(&self.governed).iter() {
             self.verify_cgroup(*id, cgroup, &mut problems);
         }
-        let own = lock(&self.own);
-        let attached = own.as_ref().is_some_and(|own| sys::link_info(own.link.as_fd()).is_ok_and(|i| i.cgroup != 0));
-        if own.is_some() && !attached {
-            problems.push(Problem::Enforcer);
+        for id in lock(&self.own).iter().flat_map(|own| own.cgroups.keys()) {
+            if !self.own_programs.iter().all(|loaded| self.is_attached(loaded, *id)) {
+                problems.push(Problem::Enforcer);
+            }
         }
         if let Some(why) = &self.no_unix {
             problems.push(Problem::Unix { why: why.clone() });
@@ -315,7 +325,8 @@ impl Kernel {
         let mut governed = lock(&self.governed);
         let id = governed.iter().find_map(|(id, path)| (path == cgroup).then_some(*id));
         if let Some(id) = id {
-            self.pins.drop_cgroup(id).map_err(|source| BpfError::Pins { dir: self.pins.dir().to_owned(), source })?;
+            let dropped = self.pins.drop_cgroup(Side::Governed, id);
+            dropped.map_err(|source| BpfError::Pins { dir: self.pins.dir().to_owned(), source })?;
             governed.remove(&id);
         }
         Ok(())
@@ -324,7 +335,7 @@ impl Kernel {
     /// Gives every pinned link the programs just loaded, and drops those whose cgroup is gone.
     fn adopt(&self) -> Result<(), BpfError> {
         let failed = |source| BpfError::Pins { dir: self.pins.dir().to_owned(), source };
-        for cgroup in self.pins.cgroups().map_err(failed)? {
+        for cgroup in self.pins.cgroups(Side::Governed).map_err(failed)? {
             let mut alive = false;
             for loaded in &self.programs {
                 if let Some(link) = self.pins.link(cgroup, loaded.hook).map_err(failed)?
@@ -335,10 +346,24 @@ impl Kernel {
                 }
             }
             if !alive {
-                self.pins.drop_cgroup(cgroup).map_err(failed)?;
+                self.pins.drop_cgroup(Side::Governed, cgroup).map_err(failed)?;
             }
         }
         self.pins.drop_other_layouts().map_err(failed)
+    }
+
+    fn attach_all(&self, all: &[Loaded], file: BorrowedFd<'_>, id: u64, path: &Path) -> Result<(), BpfError> {
+        for loaded in all {
+            let (hook, cgroup) = (loaded.hook.name, path.to_owned());
+            self.attach(loaded, file, id).map_err(|source| BpfError::Attach { hook, cgroup, source })?;
+        }
+        Ok(())
+    }
+
+    fn is_attached(&self, loaded: &Loaded, cgroup: u64) -> bool {
+        let link = self.pins.link(cgroup, loaded.hook).ok().flatten();
+        let info = link.and_then(|link| sys::link_info(link.as_fd()).ok());
+        info.is_some_and(|info| info.cgroup == cgroup && info.program == loaded.id)
     }
 
     fn attach(&self, loaded: &Loaded, cgroup: BorrowedFd<'_>, id: u64) -> io::Result<()> {

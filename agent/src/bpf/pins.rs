@@ -2,7 +2,8 @@
 //!
 //! ```text
 //! <dir>/maps_<layout>/<map>      maps, which outlive the daemon
-//! <dir>/links/<cgroup id>/<hook> links, which enforce while no daemon runs
+//! <dir>/links/<cgroup id>/<hook> links to governed cgroups, which enforce while no daemon runs
+//! <dir>/own/<cgroup id>/<hook>   links to the enforcer's cgroup, which see its sockets close when it dies
 //! ```
 //! Where `/sys/fs/bpf` is a bpffs the folder is made there: its mount outlives every mount namespace. Else a bpffs is
 //! mounted below the runtime folder. If that is done in a mount namespace of the daemon's own, the pins end with it, and
@@ -25,7 +26,11 @@ use nix::{
     sys::statfs::{BPF_FS_MAGIC, statfs},
 };
 
-use super::{BpfError, hooks::Hook, sys};
+use super::{
+    BpfError,
+    hooks::{Hook, Side},
+    sys,
+};
 
 const HOST_BPFFS: &str = "/sys/fs/bpf";
 
@@ -65,7 +70,8 @@ impl Pins {
         let is_private = is_mount(dir).map_err(failed)? && in_own_mount_namespace();
         let pins = Self { dir: dir.to_owned(), is_private, _lock: lock };
         builder().create(pins.maps()).map_err(failed)?;
-        builder().create(pins.links()).map_err(failed)?;
+        builder().create(pins.links(Side::Governed)).map_err(failed)?;
+        builder().create(pins.links(Side::Own)).map_err(failed)?;
         Ok(pins)
     }
 
@@ -79,9 +85,9 @@ impl Pins {
     }
 
     /// Ids of cgroups that have pinned links.
-    pub(super) fn cgroups(&self) -> io::Result<Vec<u64>> {
+    pub(super) fn cgroups(&self, side: Side) -> io::Result<Vec<u64>> {
         let mut ids = Vec::new();
-        for entry in fs::read_dir(self.links())? {
+        for entry in fs::read_dir(self.links(side))? {
             if let Some(id) = entry?.file_name().to_str().and_then(|name| name.parse().ok()) {
                 ids.push(id);
             }
@@ -101,13 +107,13 @@ impl Pins {
     /// Pins a link.
     pub(super) fn keep(&self, cgroup: u64, hook: Hook, link: &OwnedFd) -> io::Result<()> {
         use std::os::fd::AsFd;
-        DirBuilder::new().recursive(true).mode(0o700).create(self.links().join(cgroup.to_string()))?;
+        DirBuilder::new().recursive(true).mode(0o700).create(self.links(hook.side).join(cgroup.to_string()))?;
         sys::pin(link.as_fd(), &self.link_path(cgroup, hook))
     }
 
     /// Removes the pins of a cgroup's links; those of a living cgroup come off as their descriptors close.
-    pub(super) fn drop_cgroup(&self, cgroup: u64) -> io::Result<()> {
-        remove_tree(&self.links().join(cgroup.to_string()))
+    pub(super) fn drop_cgroup(&self, side: Side, cgroup: u64) -> io::Result<()> {
+        remove_tree(&self.links(side).join(cgroup.to_string()))
     }
 
     /// Removes maps of other layouts, which no program uses any more.
@@ -132,12 +138,15 @@ impl Pins {
         self.dir.join(format!("maps_{}", portcullis_ebpf::LAYOUT))
     }
 
-    fn links(&self) -> PathBuf {
-        self.dir.join("links")
+    fn links(&self, side: Side) -> PathBuf {
+        self.dir.join(match side {
+            Side::Governed => "links",
+            Side::Own => "own",
+        })
     }
 
     fn link_path(&self, cgroup: u64, hook: Hook) -> PathBuf {
-        self.links().join(cgroup.to_string()).join(hook.name)
+        self.links(hook.side).join(cgroup.to_string()).join(hook.name)
     }
 }
 

@@ -108,6 +108,7 @@ fn words(reason: Reason, raw: &RawRefusal, path: &str) -> String {
         Reason::NotTcp => format!("connect to {to} by {protocol}: only TCP is taken to the enforcer"),
         Reason::Device => format!("connect to {to}: the socket is bound to a device"),
         Reason::Enforcer => format!("connect to {to}: no enforcer was alive to take it"),
+        Reason::Namespace => format!("connect to {to}: the enforcer does not listen in this network namespace"),
         Reason::Session => format!("connect to {to}: the cgroup is no session"),
         Reason::Memory => format!("connect to {to}: the kernel had no memory to keep it in mind"),
         Reason::Datagram => format!("datagram to {to} by {protocol}"),

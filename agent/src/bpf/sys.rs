@@ -149,6 +149,27 @@ pub(super) fn watch(refusals: Refusals) -> io::Result<AsyncFd<Refusals>> {
     unsafe { AsyncFd::register_with_interest(refusals, Interest::READABLE) }.map_err(io::Error::from)
 }
 
+/// The network namespace of a socket [Linux 5.14].
+pub(super) fn netns_cookie(socket: BorrowedFd<'_>) -> io::Result<u64> {
+    const SO_NETNS_COOKIE: libc::c_int = 71;
+    socket_number(socket, SO_NETNS_COOKIE)
+}
+
+/// The kernel's number of a socket, never given twice [Linux 4.12].
+pub(super) fn socket_cookie(socket: BorrowedFd<'_>) -> io::Result<u64> {
+    socket_number(socket, libc::SO_COOKIE)
+}
+
+fn socket_number(socket: BorrowedFd<'_>, option: libc::c_int) -> io::Result<u64> {
+    let mut number = 0_u64;
+    let mut length = size_of::<u64>() as libc::socklen_t;
+    // SAFETY: there is as much room as said.
+    let done = unsafe {
+        libc::getsockopt(socket.as_raw_fd(), libc::SOL_SOCKET, option, (&raw mut number).cast(), &raw mut length)
+    };
+    if done == 0 { Ok(number) } else { Err(io::Error::last_os_error()) }
+}
+
 struct Words(Attributes);
 
 impl<const N: usize> From<[u64; N]> for Words {

@@ -7,6 +7,7 @@ pub mod ca;
 mod dial;
 pub mod handed;
 pub mod listener;
+pub mod namespace;
 mod sockdiag;
 #[cfg(test)]
 #[expect(clippy::unwrap_used, reason = "a test fails by panicking")]

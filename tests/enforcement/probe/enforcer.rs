@@ -16,7 +16,10 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail};
-use portcullis::bpf::{Kernel, KernelSettings};
+use portcullis::{
+    bpf::{Kernel, KernelSettings},
+    net::namespace::Namespace,
+};
 
 use crate::load;
 
@@ -65,7 +68,7 @@ pub fn run(pins: &Path, root: &Path, own: &Path, port4: u16, port6: u16) -> Resu
     let ports = (v4.local_addr()?.port(), v6.local_addr()?.port());
     let address4 = SocketAddrV4::new(Ipv4Addr::LOCALHOST, ports.0);
     let address6 = SocketAddrV6::new(Ipv6Addr::LOCALHOST, ports.1, 0, 0);
-    kernel.set_enforcer(address4, Some(address6), own)?;
+    kernel.set_enforcer(address4, Some(address6), &[own])?;
 
     let seen = Arc::new(Mutex::new(Seen::default()));
     let comparing = Arc::new(AtomicBool::new(false));
@@ -109,6 +112,15 @@ pub fn run(pins: &Path, root: &Path, own: &Path, port4: u16, port6: u16) -> Resu
             ["refused"] => {
                 let counts = kernel.refused()?.into_iter().filter(|(_, count)| *count > 0);
                 counts.map(|(reason, count)| format!("{}={count}", reason.as_str())).collect::<Vec<_>>().join(" ")
+            }
+            // In the network namespace of a process.
+            ["listen", pid] => {
+                let made = Namespace::of(pid.parse()?)?
+                    .visit(|| Ok::<_, io::Error>([TcpListener::bind(address4)?, TcpListener::bind(address6)?]))?;
+                for listener in made? {
+                    serve(listener, &kernel, &seen, &comparing)?;
+                }
+                "ok".into()
             }
             ["compare"] => {
                 comparing.store(true, Ordering::SeqCst);
@@ -154,11 +166,12 @@ fn serve(
     kernel: &Arc<Kernel>,
     seen: &Arc<Mutex<Seen>>,
     comparing: &Arc<AtomicBool>,
-) -> io::Result<()> {
+) -> Result<()> {
+    kernel.add_listener(&listener)?;
     // More than std asks for, or clients wait a second for a place.
     // SAFETY: the call takes numbers only.
     if unsafe { libc::listen(listener.as_raw_fd(), BACKLOG) } != 0 {
-        return Err(io::Error::last_os_error());
+        bail!(io::Error::last_os_error());
     }
     // Of use where the network namespace has it turned on.
     load::set(listener.as_raw_fd(), libc::IPPROTO_TCP, libc::TCP_FASTOPEN, BACKLOG)?;
