@@ -1,6 +1,7 @@
 //! Enforcement in the real kernel: the redirect and its origins, what is refused, what survives the enforcer's death, and
 //! what a confined process has left. Needs root; fails, and never skips, where it cannot run.
 
+mod chaos;
 mod confine;
 mod daemon;
 mod escape;

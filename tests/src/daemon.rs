@@ -111,6 +111,20 @@ impl Daemon {
         Ok(())
     }
 
+    /// Ends it as a service manager would, supervisor and all.
+    pub fn stop(&mut self) -> Result<()> {
+        let mut child = self.child.take().context("not running")?;
+        ensure!(Command::new("kill").arg("-TERM").arg(child.id().to_string()).status()?.success(), "cannot signal it");
+        let status = child.wait()?;
+        ensure!(status.success(), "it ended with {status}: {}", self.log());
+        Ok(())
+    }
+
+    /// Process id of its supervisor.
+    pub fn supervisor(&self) -> Result<u32> {
+        Ok(self.child.as_ref().context("not running")?.id())
+    }
+
     /// Sends a signal to the daemon itself, not to its supervisor.
     pub fn signal(&self, name: &str) -> Result<()> {
         let pid = self.pid()?.to_string();
@@ -141,7 +155,7 @@ impl Daemon {
 
     /// Its process id: the supervisor's child.
     pub fn pid(&self) -> Result<u32> {
-        let supervisor = self.child.as_ref().context("not running")?.id();
+        let supervisor = self.supervisor()?;
         let children = fs::read_to_string(format!("/proc/{supervisor}/task/{supervisor}/children"))?;
         Ok(children.split_whitespace().next().context("the supervisor has no daemon")?.parse()?)
     }

@@ -12,3 +12,11 @@ pub use postgres::{PASSWORD, Postgres};
 
 /// The policy of the demo and of the tests with a whole daemon.
 pub const SHOP_POLICY: &str = include_str!("shop.toml");
+
+/// Milliseconds of `CLOCK_MONOTONIC`, which processes share.
+pub fn monotonic_ms() -> u64 {
+    let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: `now` is a valid place for the answer.
+    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut now) };
+    now.tv_sec.unsigned_abs() * 1000 + now.tv_nsec.unsigned_abs() / 1_000_000
+}

@@ -13,6 +13,7 @@ pub fn act(action: &[&str]) -> Result<()> {
         ["connect", address] => report(connect(address.parse()?)),
         ["load", cgroup, process, count] => crate::load::load(cgroup.as_ref(), process.parse()?, count.parse()?),
         ["brief", first, count, ip] => brief(first.parse()?, count.parse()?, ip),
+        ["knock", database, ref others @ ..] => crate::knock::knock(database, others),
         ["sockets"] => sockets(),
         ["datagram", address] => report(UdpSocket::bind("0.0.0.0:0").and_then(|s| {
             s.send_to(b"x", address)?;

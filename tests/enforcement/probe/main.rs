@@ -5,6 +5,7 @@
 
 mod client;
 mod enforcer;
+mod knock;
 mod load;
 mod unix;
 
