@@ -1,6 +1,7 @@
 //! Real clients through the real redirect, as root.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod claims;
 mod languages;
 mod secrecy;
 mod waiting;

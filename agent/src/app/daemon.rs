@@ -24,6 +24,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     accept,
+    claims::Claims,
     desk::ControlDesk,
     governor::{GovernedFence, Governor, current},
     harden, journal,
@@ -170,6 +171,8 @@ async fn serve(
     let problems = Arc::new(Mutex::new(Vec::<String>::new()));
     spawn_upkeep(&house, &lifecycle, &kernel, &settings, &problems, &stop);
     tokio::spawn(watch_policies(policies.clone()));
+    let claims = Claims::new(house.clone(), governor.clone(), lifecycle.clone());
+    spawn_until(&stop, async move { claims.run().await });
 
     let listen: Vec<String> = addresses.iter().map(SocketAddr::to_string).collect();
     let desk = Arc::new(ControlDesk {

@@ -20,7 +20,7 @@ use crate::{
         proto::{Code, Failure, OpenSession, Opened},
         server::Caller,
     },
-    identity::{self, EndReason, Expiry, LostSession, NewSession, Session},
+    identity::{self, EndReason, Expiry, Home, LostSession, NewSession, Session},
     launch,
     policy::{LimitSpec, WorkloadSpec},
     record::{Event, EventBody},
@@ -65,14 +65,16 @@ impl Lifecycle {
                 .help(format!("there is: {}", known.join(", ")))
         })?;
         let workload = policy.workload();
+        if workload.claim {
+            let message = format!("`{}` is a workload of cgroups that others make", workload.name);
+            return Err(Failure::new(Code::Denied, message).help(format!("start it in `{}`", workload.cgroup)));
+        }
         let intent = intent(&asked, workload)?;
         let ttl = ttl(asked.ttl_seconds, workload)?;
         if asked.command.is_empty() || asked.command.iter().map(String::len).sum::<usize>() > MAX_COMMAND {
             return Err(Failure::new(Code::Usage, format!("a command line has 1 to {MAX_COMMAND} bytes")));
         }
-        if self.house.sessions.list().len() >= self.settings.limits.sessions {
-            return Err(Failure::new(Code::Failed, "as many sessions run as may (`limits.sessions`)"));
-        }
+        self.check_room()?;
         let id = identity::new_session_id().map_err(failed)?;
         let relative = Some(Path::new(policy.cgroup_parent()).join(&*id))
             .filter(|path| {
@@ -101,6 +103,7 @@ impl Lifecycle {
             cgroup_path: path.clone(),
             ttl,
             expiry: if workload.limits.wall.is_some() { Expiry::Kill } else { Expiry::Refuse },
+            home: Home::Made,
             command: asked.command,
             operator,
         };
@@ -115,6 +118,37 @@ impl Lifecycle {
                 Err(failure)
             }
         }
+    }
+
+    /// Begins a session for a cgroup that others made.
+    pub(super) async fn claim(&self, workload: &WorkloadSpec, relative: &Path, cgroup_id: u64) -> Result<(), Failure> {
+        let ttl = [workload.ttl, workload.limits.wall].into_iter().flatten().min();
+        let new = NewSession {
+            workload: workload.name.clone(),
+            tenant: workload.tenant.clone(),
+            cgroup_id,
+            cgroup_path: self.governor.root().join(relative),
+            ttl,
+            expiry: if workload.limits.wall.is_some() { Expiry::Kill } else { Expiry::Refuse },
+            home: Home::Claimed,
+            command: vec![relative.display().to_string()],
+            operator: "cgroup".into(),
+            ..NewSession::default()
+        };
+        self.check_room()?;
+        let session = self.house.sessions.insert(new).map_err(failed)?;
+        let given = self.give(&session, ttl).await;
+        if given.is_err() {
+            self.end(&session.id, EndReason::Lost);
+        }
+        given
+    }
+
+    fn check_room(&self) -> Result<(), Failure> {
+        if self.house.sessions.list().len() < self.settings.limits.sessions {
+            return Ok(());
+        }
+        Err(Failure::new(Code::Failed, "as many sessions run as may (`limits.sessions`)"))
     }
 
     fn limit(&self, relative: &Path, limits: &LimitSpec) -> Result<limits::Others, Failure> {
@@ -142,7 +176,7 @@ impl Lifecycle {
         }
     }
 
-    /// What comes after the table knows it: the record, the kernel, and the launcher's move.
+    /// What comes after the table knows it: its rights, and the launcher's move.
     async fn admit(
         &self,
         session: &Session,
@@ -150,18 +184,7 @@ impl Lifecycle {
         others: &limits::Others,
         caller: &Caller,
     ) -> Result<(), Failure> {
-        let start = EventBody::SessionStart {
-            intent: session.intent.clone(),
-            command: session.command.clone(),
-            operator: session.operator.clone(),
-            cgroup: session.cgroup_id,
-            ttl_seconds: ttl.map(|ttl| ttl.as_secs()),
-        };
-        let position = self.house.recorder.append(event(session, start)).map_err(failed)?;
-        self.house.recorder.sync(position).await.map_err(failed)?;
-        self.allow(session).map_err(|error| {
-            Failure::new(Code::Failed, format!("the kernel side did not take the session: {error}"))
-        })?;
+        self.give(session, ttl).await?;
         caller.check_again()?;
         let pid = caller.peer.pid;
         limits::enter(others, pid).map_err(|error| Failure::new(Code::Failed, error.to_string()).help(error.help()))?;
@@ -178,6 +201,21 @@ impl Lifecycle {
             Failure::new(Code::Failed, format!("no listener in the caller's network namespace: {error:?}"))
                 .help("give the daemon CAP_SYS_ADMIN and CAP_SYS_PTRACE, and keep the port of `listen` free there")
         })
+    }
+
+    /// Records a session's begin, then gives it its rights.
+    async fn give(&self, session: &Session, ttl: Option<Duration>) -> Result<(), Failure> {
+        let start = EventBody::SessionStart {
+            intent: session.intent.clone(),
+            command: session.command.clone(),
+            operator: session.operator.clone(),
+            cgroup: session.cgroup_id,
+            ttl_seconds: ttl.map(|ttl| ttl.as_secs()),
+        };
+        let position = self.house.recorder.append(event(session, start)).map_err(failed)?;
+        self.house.recorder.sync(position).await.map_err(failed)?;
+        self.allow(session)
+            .map_err(|error| Failure::new(Code::Failed, format!("the kernel side did not take the session: {error}")))
     }
 
     /// Gives a session its rights in the kernel.
@@ -227,10 +265,12 @@ impl Lifecycle {
         self.house.live.close_session(&session.id, "the session ended");
         tracing::info!(session = &*session.id, workload = &*session.workload, %why, "session ended");
         self.record_end(event(session, EventBody::SessionEnd { why: why.as_str().into() }));
-        if why == EndReason::Expired && session.expiry == Expiry::Kill {
+        if why == EndReason::Expired && session.expiry == Expiry::Kill && is_there(session) {
             kill(&session.id, &session.cgroup_path);
         }
-        self.remove(session.cgroup_path.clone());
+        if session.home == Home::Made {
+            self.remove(session.cgroup_path.clone());
+        }
     }
 
     /// Ends a session and stops its processes where they are.
@@ -243,7 +283,9 @@ impl Lifecycle {
             return Err(Failure::new(Code::NotFound, message).help("`portcullis sessions` lists them"));
         };
         self.end(&session.id, EndReason::Quarantined);
-        if let Err(error) = std::fs::write(session.cgroup_path.join("cgroup.freeze"), "1") {
+        if is_there(session)
+            && let Err(error) = std::fs::write(session.cgroup_path.join("cgroup.freeze"), "1")
+        {
             tracing::warn!(session = &*session.id, %error, "processes of a quarantined session could not be frozen");
         }
         Ok(session.clone())
@@ -282,7 +324,8 @@ impl Lifecycle {
             }
             let Ok(children) = std::fs::read_dir(self.governor.root().join(parent)) else { continue };
             for child in children.flatten().filter(|child| child.file_type().is_ok_and(|kind| kind.is_dir())) {
-                if !live.contains(&child.path()) {
+                let ours = child.file_name().to_str().is_some_and(identity::is_session_id);
+                if ours && !live.contains(&child.path()) {
                     // Only succeeds where nobody lives.
                     let _ = std::fs::remove_dir(child.path());
                 }
@@ -297,7 +340,7 @@ impl Lifecycle {
             if lock(&self.starting).contains(&session.id) {
                 continue;
             }
-            match is_populated(&session.cgroup_path) {
+            match is_alive(&session) {
                 Ok(true) => {}
                 Ok(false) => self.end(&session.id, EndReason::Exited),
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {
@@ -383,6 +426,19 @@ fn kill(session: &str, cgroup: &Path) {
         // Refused everything they are all the same.
         tracing::error!(session, %error, "processes of a session whose time ran out could not be killed");
     }
+}
+
+/// Whether a session's cgroup has processes, or, if it is another's, is still there.
+fn is_alive(session: &Session) -> io::Result<bool> {
+    match session.home {
+        Home::Made => is_populated(&session.cgroup_path),
+        Home::Claimed => Ok(is_there(session)),
+    }
+}
+
+/// Whether the folder of a session's cgroup is still that cgroup's: others may have made another in its place.
+fn is_there(session: &Session) -> bool {
+    identity::cgroup_id(&session.cgroup_path).is_ok_and(|id| id == session.cgroup_id)
 }
 
 /// `populated 1` in cgroup.events: some process lives in the cgroup or below it (cgroup-v2.rst).

@@ -5,6 +5,7 @@
 //! and is recorded.
 
 mod accept;
+mod claims;
 pub mod cli;
 mod daemon;
 mod desk;

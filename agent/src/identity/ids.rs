@@ -36,7 +36,7 @@ pub fn new_trace_id() -> Result<Arc<str>, IdentityError> {
 }
 
 /// Whether text is a session id that this module could have made. Others never become part of a path.
-pub(super) fn is_session_id(text: &str) -> bool {
+pub fn is_session_id(text: &str) -> bool {
     text.len() == 26 && text.bytes().all(|b| ALPHABET.contains(&b))
 }
 

@@ -13,6 +13,6 @@ mod sessions;
 mod tests;
 
 pub use facts::{cgroup_id, cgroup_path_of, process_facts};
-pub use ids::{new_session_id, new_trace_id};
+pub use ids::{is_session_id, new_session_id, new_trace_id};
 pub use persist::{LostSession, Restored};
-pub use sessions::{EndReason, Expiry, IdentityError, NewSession, Session, Sessions, subject};
+pub use sessions::{EndReason, Expiry, Home, IdentityError, NewSession, Session, Sessions, subject};

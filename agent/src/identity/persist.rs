@@ -13,7 +13,7 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 use super::{
-    EndReason, Expiry, IdentityError, Session, facts,
+    EndReason, Expiry, Home, IdentityError, Session, facts,
     ids::{is_session_id, is_trace_id},
 };
 
@@ -29,6 +29,8 @@ pub struct Restored {
     pub lost: Vec<LostSession>,
     /// Files that could not be read as a session, and why. They are left where they are and give no rights.
     pub unreadable: Vec<(PathBuf, String)>,
+    /// Ids of claimed cgroups that are still there, and whose sessions were ended.
+    pub spent: Vec<u64>,
 }
 
 /// A session that ended while the daemon was away.
@@ -63,6 +65,11 @@ pub(super) struct Saved {
     pub(super) ends_at: Option<SystemTime>,
     #[serde(default)]
     pub(super) expiry: Expiry,
+    #[serde(default)]
+    pub(super) home: Home,
+    /// Why a claimed cgroup has no session any more.
+    #[serde(default)]
+    ended: Option<EndReason>,
     pub(super) command: Vec<String>,
     pub(super) operator: String,
     /// The kernel's id of the boot: cgroup ids start over with the next.
@@ -86,6 +93,18 @@ impl Store {
 
     /// Writes and syncs the session's file, whole or not at all.
     pub(super) fn save(&self, session: &Session) -> Result<(), IdentityError> {
+        self.write(session, None)
+    }
+
+    /// Says that a claimed cgroup is to have no session again. Failure is an error in the log: the cgroup would be
+    /// claimed again by the next daemon.
+    pub(super) fn spend(&self, session: &Session, why: EndReason) {
+        if let Err(error) = self.write(session, Some(why)) {
+            tracing::error!(session = &*session.id, %error, "the end of a session could not be saved");
+        }
+    }
+
+    fn write(&self, session: &Session, ended: Option<EndReason>) -> Result<(), IdentityError> {
         let path = self.path(&session.id);
         let saved = Saved {
             id: session.id.clone(),
@@ -98,6 +117,8 @@ impl Store {
             started_at: session.started_at,
             ends_at: session.ends_at,
             expiry: session.expiry,
+            home: session.home,
+            ended,
             command: session.command.clone(),
             operator: session.operator.clone(),
             boot: self.boot.clone(),
@@ -153,6 +174,14 @@ pub(super) fn restore(store: &Store) -> Result<Restored, IdentityError> {
         let same = saved.boot == store.boot
             && facts::cgroup_id(&saved.cgroup_path).is_ok_and(|id| id == saved.cgroup_id)
             && cgroups.insert(saved.cgroup_id);
+        if saved.ended.is_some() {
+            if same {
+                restored.spent.push(saved.cgroup_id);
+            } else {
+                store.remove(&saved.id);
+            }
+            continue;
+        }
         if same && !over {
             restored.adopted.push(Arc::new(Session::restored(saved)));
             continue;

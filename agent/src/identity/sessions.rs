@@ -1,7 +1,7 @@
 //! The table of live sessions.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     fmt, io,
     path::PathBuf,
     sync::{Arc, OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
@@ -104,6 +104,17 @@ pub enum Expiry {
     Kill,
 }
 
+/// Whose a session's cgroup is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Home {
+    /// Ours: made for the session, and removed with it.
+    #[default]
+    Made,
+    /// Another's, such as a service manager's: the session lives as long as it, whether processes are in it or not.
+    Claimed,
+}
+
 /// What a new session is made of.
 #[derive(Clone, Debug, Default)]
 pub struct NewSession {
@@ -125,6 +136,8 @@ pub struct NewSession {
     pub ttl: Option<Duration>,
     /// What happens then.
     pub expiry: Expiry,
+    /// Whose its cgroup is.
+    pub home: Home,
     /// Command line that it was started with.
     pub command: Vec<String>,
     /// Who started it.
@@ -154,6 +167,8 @@ pub struct Session {
     pub ends_at: Option<SystemTime>,
     /// What happens then to its processes.
     pub expiry: Expiry,
+    /// Whose its cgroup is.
+    pub home: Home,
     /// Cancelled when it ended. Everything that serves the session stops then.
     pub ended: CancellationToken,
     /// Command line that it was started with.
@@ -192,6 +207,7 @@ impl Session {
             started_at: saved.started_at,
             ends_at: saved.ends_at,
             expiry: saved.expiry,
+            home: saved.home,
             ended: CancellationToken::new(),
             command: saved.command,
             operator: saved.operator,
@@ -219,6 +235,8 @@ struct Inner {
 struct Table {
     by_id: HashMap<Arc<str>, Arc<Session>>,
     by_cgroup: HashMap<u64, Arc<Session>>,
+    /// Claimed cgroups whose sessions have ended before them: they get no second one.
+    spent: HashSet<u64>,
 }
 
 impl Sessions {
@@ -232,7 +250,7 @@ impl Sessions {
     pub fn open(dir: impl Into<PathBuf>) -> Result<(Self, Restored), IdentityError> {
         let store = Store::open(dir.into())?;
         let restored = persist::restore(&store)?;
-        let mut table = Table::default();
+        let mut table = Table { spent: restored.spent.iter().copied().collect(), ..Table::default() };
         for session in &restored.adopted {
             table.by_id.insert(session.id.clone(), session.clone());
             table.by_cgroup.insert(session.cgroup_id, session.clone());
@@ -270,6 +288,7 @@ impl Sessions {
             // A time to live beyond what the clock can name is none.
             ends_at: new.ttl.and_then(|ttl| started_at.checked_add(ttl)),
             expiry: new.expiry,
+            home: new.home,
             ended: CancellationToken::new(),
             command: new.command,
             operator: new.operator,
@@ -300,6 +319,11 @@ impl Sessions {
         self.read().by_cgroup.get(&id).filter(|session| !session.is_over()).cloned()
     }
 
+    /// Whether a claimed cgroup's session was ended before the cgroup was.
+    pub fn is_spent(&self, id: u64) -> bool {
+        self.read().spent.contains(&id)
+    }
+
     /// The live session of this id, as [`Sessions::by_cgroup`].
     pub fn get(&self, id: &str) -> Option<Arc<Session>> {
         self.read().by_id.get(id).filter(|session| !session.is_over()).cloned()
@@ -321,8 +345,12 @@ impl Sessions {
             table.by_cgroup.remove(&session.cgroup_id);
             // First and only: the table gave it to nobody else.
             let _ = session.reason.set(why);
+            let spent = session.home == Home::Claimed && matches!(why, EndReason::Expired | EndReason::Quarantined);
+            if spent {
+                table.spent.insert(session.cgroup_id);
+            }
             if let Some(store) = &self.inner.store {
-                store.remove(&session.id);
+                if spent { store.spend(&session, why) } else { store.remove(&session.id) }
             }
             session
         };

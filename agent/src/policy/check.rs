@@ -82,9 +82,11 @@ impl Checker<'_> {
             self.sentence(tenant, "the tenant");
         }
         let cgroup = self.cgroup(&workload.cgroup);
+        self.claim(workload);
         let spec = WorkloadSpec {
             name: workload.name.value.as_str().into(),
             cgroup: workload.cgroup.value.clone(),
+            claim: workload.claim.as_ref().is_some_and(|claim| claim.value),
             tenant: workload.tenant.as_ref().map(|tenant| tenant.value.as_str().into()),
             autonomy: workload.autonomy.unwrap_or(Autonomy::Confirm),
             unix: self.unix(workload.unix.as_ref()),

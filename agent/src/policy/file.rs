@@ -36,6 +36,9 @@ pub(super) struct Workload {
     pub(super) name: At<String>,
     /// Glob over cgroup paths, relative to the cgroup2 root.
     pub(super) cgroup: At<String>,
+    /// Whether others make the cgroups that match, such as a service manager or a container runtime. Each is a session
+    /// as long as it is there, and `portcullis run` starts none. Default: false.
+    pub(super) claim: Option<At<bool>>,
     /// Tenant for records.
     pub(super) tenant: Option<At<String>>,
     /// The least strictness for everything that is not a read. Default: `confirm`.

@@ -184,6 +184,8 @@ pub struct WorkloadSpec {
     pub name: Arc<str>,
     /// Glob over cgroup paths relative to the cgroup2 root.
     pub cgroup: String,
+    /// Whether others make the cgroups that match, and each is a session.
+    pub claim: bool,
     /// Tenant for records.
     pub tenant: Option<Arc<str>>,
     /// Least strictness for non-reads.

@@ -14,6 +14,20 @@ const MOST_PIDS: u32 = 1 << 22;
 const CPU: std::ops::RangeInclusive<f64> = 1.0..=102_400.0;
 
 impl Checker<'_> {
+    /// What only the launcher can do is not asked of cgroups that others make.
+    pub(super) fn claim(&mut self, workload: &file::Workload) {
+        let Some(claim) = workload.claim.as_ref().filter(|claim| claim.value) else { return };
+        if workload.session.require_intent {
+            let help = "leave out `require_intent`, or `claim`";
+            self.hinted(&claim.span, "nobody states an intent for a cgroup that others make", help);
+        }
+        let file::Limits { memory, pids, cpu, wall: _ } = &workload.limits;
+        if memory.is_some() || pids.is_some() || cpu.is_some() {
+            let help = "set `MemoryMax`, `TasksMax` or `CPUQuota` of the unit, or the container's limits";
+            self.hinted(&claim.span, "who makes a cgroup sets its limits", help);
+        }
+    }
+
     pub(super) fn limits(&mut self, limits: &file::Limits) -> LimitSpec {
         if let Some(At { span, value }) = &limits.memory
             && value.0 < LEAST_MEMORY

@@ -345,3 +345,21 @@ fn limits_are_what_a_host_can_give() {
         assert!(lines[0].starts_with("bot.toml:5:"), "{bad}: {lines:?}");
     }
 }
+
+#[test]
+fn what_only_the_launcher_does_is_not_asked_of_claimed_cgroups() {
+    let claimed = |rest: &str| {
+        let head = HEAD.replacen("[workload]\n", "[workload]\nclaim = true\n", 1);
+        assert_ne!(head, HEAD);
+        PolicySet::from_texts([("bot.toml", format!("{head}{rest}").as_str())].iter().copied())
+    };
+    assert!(claimed("").is_ok());
+    assert!(claimed("[workload.limits]\nwall = \"1h\"\n").is_ok());
+    for (rest, what) in [
+        ("[workload.limits]\npids = 5\n", "who makes a cgroup sets its limits"),
+        ("[workload.session]\nrequire_intent = true\n", "nobody states an intent"),
+    ] {
+        let errors = claimed(rest).expect_err(rest);
+        assert!(errors.lines().any(|line| line.contains(what)), "{errors}");
+    }
+}
