@@ -66,48 +66,57 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     setup::run(&setup::Arguments { build_only: false })?;
     build::run(&build::Arguments { debug: true })?;
     let chosen = |suite: &&Suite| arguments.suites.is_empty() || arguments.suites.iter().any(|n| n == suite.name);
-    let (mut passed, mut failed) = (0, 0);
+    let (mut passed, mut failed) = (0, Vec::new());
     for suite in SUITES.iter().filter(chosen) {
         println!("\n== {}", suite.name);
-        let (p, f) = if suite.name == "lint" { lint()? } else { suite_run(suite)? };
-        println!("== {}: {p} passed, {f} failed", suite.name);
-        passed += p;
-        failed += f;
+        let tally = if suite.name == "lint" { lint() } else { suite_run(suite)? };
+        println!("== {}: {} passed, {} failed", suite.name, tally.passed, tally.failed.len());
+        passed += tally.passed;
+        failed.extend(tally.failed.into_iter().map(|name| format!("{}: {name}", suite.name)));
     }
-    println!("\n{passed} passed, {failed} failed");
-    ensure!(failed == 0, "{failed} tests failed");
+    // Last, because a long log is often read from its end, or only there.
+    for name in &failed {
+        println!("failed: {name}");
+    }
+    println!("\n{passed} passed, {} failed", failed.len());
+    ensure!(failed.is_empty(), "{} tests failed", failed.len());
     Ok(())
 }
 
+/// What came of a suite.
+#[derive(Default)]
+struct Tally {
+    passed: u64,
+    /// Their names.
+    failed: Vec<String>,
+}
+
 /// Formatting, lints, and the rows that must build without an async runtime.
-fn lint() -> Result<(u64, u64)> {
+fn lint() -> Tally {
     let checks: [&[&str]; 3] = [
         &["fmt", "--all", "--check"],
         &["clippy", "--locked", "--workspace", "--all-targets", "--", "-D", "warnings"],
         &["check", "--locked", "--package", "portcullis", "--no-default-features"],
     ];
-    let mut counts = (0, 0);
+    let mut tally = Tally::default();
     for check in checks {
         match shell::run(shell::cargo().args(check)) {
-            Ok(()) => counts.0 += 1,
+            Ok(()) => tally.passed += 1,
             Err(error) => {
                 println!("{error:#}");
-                counts.1 += 1;
+                tally.failed.push(format!("cargo {}", check[0]));
             }
         }
     }
-    Ok(counts)
+    tally
 }
 
-fn suite_run(suite: &Suite) -> Result<(u64, u64)> {
-    let binaries = build_tests(suite)?;
-    let (mut passed, mut failed) = (0, 0);
-    for binary in binaries {
-        let (p, f) = run_binary(&binary, suite.user)?;
-        passed += p;
-        failed += f;
+fn suite_run(suite: &Suite) -> Result<Tally> {
+    let mut tally = Tally::default();
+    for binary in build_tests(suite)? {
+        run_binary(&binary, suite.user, &mut tally)?;
     }
-    Ok((passed, failed))
+    Ok(tally)
 }
 
 /// Builds a suite's test binaries; returns their paths.
@@ -130,7 +139,7 @@ fn build_tests(suite: &Suite) -> Result<Vec<PathBuf>> {
 }
 
 /// Runs a test binary, its output on ours, and counts.
-fn run_binary(binary: &Path, user: User) -> Result<(u64, u64)> {
+fn run_binary(binary: &Path, user: User, tally: &mut Tally) -> Result<()> {
     // A folder that any user may enter, whatever the modes above the target folder are.
     let place = PathBuf::from(format!("/tmp/portcullis-test-{}", std::process::id()));
     fs::create_dir_all(&place)?;
@@ -159,25 +168,36 @@ fn run_binary(binary: &Path, user: User) -> Result<(u64, u64)> {
     command.env("PORTCULLIS_TOOLS", setup::tools());
     command.stdin(Stdio::null()).stdout(Stdio::piped());
     let mut child = command.spawn().context("cannot start a test binary")?;
-    let (mut passed, mut failed) = (0, 0);
+    let before = tally.failed.len();
     let mut summaries = 0;
     for line in BufReader::new(child.stdout.take().context("no output")?).lines() {
         let line = line?;
         println!("{line}");
-        if let Some((p, f)) = counts(&line) {
-            passed += p;
-            failed += f;
+        if let Some(name) = failed_test(&line) {
+            tally.failed.push(name.to_owned());
+        }
+        if let Some((passed, failed)) = counts(&line) {
+            tally.passed += passed;
+            // Whatever the lines above looked like, none is lost.
+            while (tally.failed.len() - before) < usize::try_from(failed)? {
+                tally.failed.push("a test that is not named".to_owned());
+            }
             summaries += 1;
         }
     }
     let status = child.wait()?;
     fs::remove_dir_all(&place)?;
     // A binary that died without its last line failed in whatever it was doing.
-    if summaries == 0 || (!status.success() && failed == 0) {
+    if summaries == 0 || (!status.success() && tally.failed.len() == before) {
         println!("the test binary ended with {status}");
-        failed += 1;
+        tally.failed.push(format!("the test binary ended with {status}"));
     }
-    Ok((passed, failed))
+    Ok(())
+}
+
+/// `test masks::a ... FAILED`.
+fn failed_test(line: &str) -> Option<&str> {
+    line.strip_prefix("test ")?.strip_suffix(" ... FAILED")
 }
 
 /// Whether another user can enter a folder: only then can it read the snapshots that tests compare with.
@@ -198,7 +218,7 @@ fn counts(line: &str) -> Option<(u64, u64)> {
 
 #[cfg(test)]
 mod tests {
-    use super::counts;
+    use super::{counts, failed_test};
 
     #[test]
     fn closing_lines_are_read() {
@@ -207,5 +227,7 @@ mod tests {
         let bad = "test result: FAILED. 20 passed; 1 failed; 2 ignored; 0 measured; 0 filtered out";
         assert_eq!(counts(bad), Some((20, 1)));
         assert_eq!(counts("test masks::a ... ok"), None);
+        assert_eq!(failed_test("test masks::a ... ok"), None);
+        assert_eq!(failed_test("test masks::a ... FAILED"), Some("masks::a"));
     }
 }
