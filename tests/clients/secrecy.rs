@@ -3,6 +3,7 @@
 use std::{
     fs,
     io::{BufRead, BufReader, Write},
+    os::unix::fs::PermissionsExt,
     process::{Child, Stdio},
 };
 
@@ -81,4 +82,32 @@ fn the_password_is_nowhere_but_in_the_daemon() {
     fs::remove_file(credential).unwrap();
     let searched = secret::not_in_files(&daemon.path("")).unwrap();
     assert!(searched > 10_000, "only {searched} bytes of record and log");
+}
+
+#[test]
+fn what_the_daemon_gave_up_nobody_gets_through_it() {
+    let server = Postgres::start().unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let (script, log) = (folder.path().join("fetch"), folder.path().join("log"));
+    let tries = format!(
+        "#!/bin/sh\nexec 2>>{log}\nfor t in 'unshare -n true' 'mount -t tmpfs none /mnt' 'umount /proc' 'dmesg -C' \
+         'nsenter -t 1 -m true' 'strace true' 'python3 -c \"import socket; socket.socket(40)\"'; do \
+         sh -c \"$t\" >/dev/null && echo \"got: $t\" >&2; done; echo done >&2; echo {PASSWORD}\n",
+        log = log.display()
+    );
+    fs::write(&script, tries).unwrap();
+    fs::set_permissions(&script, fs::Permissions::from_mode(0o755)).unwrap();
+    let exec = format!("source = \"exec\", user = \"shop_agent\", argv = [{:?}]", script.display().to_string());
+    let policy = SHOP_POLICY.replace("source = \"file\", user = \"shop_agent\", path = \"{password}\"", &exec);
+    assert!(policy.contains("exec"));
+    let daemon = Daemon::start(&server, &policy).unwrap();
+    let url = format!("host=127.0.0.1 port={} dbname=shop user=agent", server.port);
+    let output = governed(&daemon, "psql", &["-X", "-At", &url, "-c", "SELECT count(*) FROM customers"]);
+    assert_eq!(text(&output), "1000\n", "{}", daemon.log());
+    let said = fs::read_to_string(&log).unwrap();
+    assert!(said.contains("done") && !said.contains("got:"), "{said}");
+    for thread in fs::read_dir(format!("/proc/{}/task", daemon.pid().unwrap())).unwrap() {
+        let status = fs::read_to_string(thread.unwrap().path().join("status")).unwrap();
+        assert!(status.contains("Seccomp:\t2") && status.contains("NoNewPrivs:\t1"), "{status}");
+    }
 }

@@ -209,6 +209,7 @@ async fn serve(
     }
     lifecycle.sweep();
 
+    harden::calls()?;
     let hash = house.policies.load().hash().to_owned();
     house.recorder.append(Event::daemon(format!("started, policies {hash}"))).into_diagnostic()?;
     tracing::info!(listen = ?listen, socket = %settings.control_socket().display(), policies = hash, "ready");

@@ -1,10 +1,13 @@
-//! What keeps the daemon's memory its own: it holds credentials.
+//! What keeps the daemon's memory its own, for it holds credentials, and what it gives up once it serves.
 
+use miette::{IntoDiagnostic, WrapErr};
 use nix::sys::{
     mman::{MlockAllFlags, mlockall},
     prctl,
     resource::{Resource, setrlimit},
 };
+
+use crate::launch;
 
 /// No core dumps, no ptrace by the same user, no swap. Returns what could not be had, in words.
 pub(super) fn process() -> Vec<String> {
@@ -24,4 +27,14 @@ pub(super) fn process() -> Vec<String> {
         ));
     }
     lacking
+}
+
+/// Gives up the system calls that a daemon which serves has no use for, in all of its threads and in the programs that it
+/// asks for credentials. No Landlock: a domain would take away what it reads of sessions' processes.
+pub(super) fn calls() -> miette::Result<()> {
+    let filters = launch::confine::filter::of_daemon().into_diagnostic().wrap_err("no system call filter")?;
+    for filter in filters {
+        seccompiler::apply_filter_all_threads(&filter).into_diagnostic().wrap_err("system calls cannot be given up")?;
+    }
+    Ok(())
 }

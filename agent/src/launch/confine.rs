@@ -7,7 +7,7 @@
 //! new privileges; a Landlock domain; descriptors; the system call filters last, since they refuse some of the steps
 //! before.
 
-mod filter;
+pub mod filter;
 pub mod landlock;
 mod sys;
 #[cfg(test)]

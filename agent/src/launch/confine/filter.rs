@@ -84,18 +84,44 @@ pub(super) fn filters() -> Result<Vec<BpfProgram>, seccompiler::Error> {
         TERMINAL.iter().map(|request| rule(vec![condition(1, Cmp::Eq, *request)?])).collect::<Result<_, _>>()?,
     );
     let unknown = UNKNOWN.iter().map(|call| (*call, Vec::new())).collect();
-    let mut sockets = Rules::new();
-    for call in [libc::SYS_socket, libc::SYS_socketpair] {
-        let others = FAMILIES.iter().map(|family| condition(0, Cmp::Ne, *family as u64)).collect::<Result<_, _>>()?;
-        sockets.insert(call, vec![rule(others)?]);
-    }
     Ok(vec![
         #[cfg(target_arch = "x86_64")]
         x32(),
         compiled(unknown, libc::ENOSYS)?,
-        compiled(sockets, libc::EAFNOSUPPORT)?,
+        compiled(families(&FAMILIES)?, libc::EAFNOSUPPORT)?,
         compiled(forbidden, libc::EPERM)?,
     ])
+}
+
+/// What the daemon keeps of these once it serves: its programs in the kernel, and the namespaces of sessions.
+const DAEMON: &[libc::c_long] = &[libc::SYS_bpf, libc::SYS_setns];
+
+/// The daemon's own: it asks the kernel for sockets' cgroups over netlink.
+const DAEMON_FAMILIES: [i32; 4] = [libc::AF_UNIX, libc::AF_INET, libc::AF_INET6, libc::AF_NETLINK];
+
+/// The filters of a daemon that serves: what it never does, whoever speaks through it shall not do either.
+pub fn of_daemon() -> Result<Vec<BpfProgram>, seccompiler::Error> {
+    let mut forbidden: Rules =
+        FORBIDDEN.iter().filter(|call| !DAEMON.contains(call)).map(|call| (*call, Vec::new())).collect();
+    forbidden.insert(libc::SYS_unshare, Vec::new());
+    let unknown = UNKNOWN.iter().map(|call| (*call, Vec::new())).collect();
+    Ok(vec![
+        #[cfg(target_arch = "x86_64")]
+        x32(),
+        compiled(unknown, libc::ENOSYS)?,
+        compiled(families(&DAEMON_FAMILIES)?, libc::EAFNOSUPPORT)?,
+        compiled(forbidden, libc::EPERM)?,
+    ])
+}
+
+/// Sockets of other families than these.
+fn families(allowed: &[i32]) -> Result<Rules, seccompiler::Error> {
+    let mut sockets = Rules::new();
+    for call in [libc::SYS_socket, libc::SYS_socketpair] {
+        let others = allowed.iter().map(|family| condition(0, Cmp::Ne, *family as u64)).collect::<Result<_, _>>()?;
+        sockets.insert(call, vec![rule(others)?]);
+    }
+    Ok(sockets)
 }
 
 fn compiled(rules: Rules, errno: i32) -> Result<BpfProgram, seccompiler::Error> {
