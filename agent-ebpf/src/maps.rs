@@ -9,7 +9,7 @@ use aya_ebpf::{
 use core::{ffi::c_void, ptr};
 use portcullis_ebpf::{
     Enforcer, HEARTBEAT_STALE_NS, Listener, MAX_LISTENERS, MAX_REPORTING, MAX_SESSIONS, MAX_TUPLES, MAX_UNIX_PATHS,
-    REFUSAL_BYTES, RawOrigin, Reason, Reporting, ToldRefusal, Tuple, UnixPath, UnixPlaces,
+    REFUSAL_BYTES, RawOrigin, Reason, Reporting, ToldRefusal, Tuple, UNIX_PATH_ROOM, UnixPath, UnixPlaces,
 };
 
 /// Entry 0: the enforcer's listeners.
@@ -116,6 +116,15 @@ pub fn unix_places() -> Option<UnixPlaces> {
 pub fn is_unix_path(key: &UnixPath) -> bool {
     // SAFETY: as in `is_session`.
     unsafe { UNIX_PATHS.get(key) }.is_some()
+}
+
+/// Length of the path of the session's own folder of unix sockets; 0 where it has none. The length lies beside its paths
+/// under the empty one, which is no path.
+#[inline(always)]
+pub fn unix_folder_length(cgroup_id: u64) -> u32 {
+    let key = UnixPath { cgroup_id, path: [0; UNIX_PATH_ROOM] };
+    // SAFETY: a number that is written whole.
+    unsafe { UNIX_PATHS.get(&key) }.copied().unwrap_or(0)
 }
 
 /// The origin kept with a socket, if there is one.

@@ -53,13 +53,34 @@ fn judge(ctx: *mut bpf_sock_addr) -> i32 {
         Reason::Enforcer
     } else if !maps::is_session(cgroup_id) {
         Reason::Session
-    } else if name.path[0] == b'/' && maps::is_unix_path(&name) {
+    } else if name.path[0] == b'/' && (maps::is_unix_path(&name) || is_in_folder(&name)) {
         return ALLOW;
     } else {
         Reason::Unix
     };
     refusal::by_path(reason, &Attempt::socket(AF_UNIX.into(), kind, protocol), &name);
     as_closed()
+}
+
+/// Whether the path leads into the session's own folder and not out of it again. The launcher mounts that folder for the
+/// session alone, and so that no symbolic link in it is followed: what is reached by such a path was made in it.
+#[inline(always)]
+fn is_in_folder(name: &UnixPath) -> bool {
+    let length = maps::unix_folder_length(name.cgroup_id) as usize;
+    if length == 0 || length > UNIX_PATH_MAX {
+        return false;
+    }
+    let mut folder = UnixPath { cgroup_id: name.cgroup_id, path: [0; UNIX_PATH_ROOM] };
+    for i in 0..UNIX_PATH_MAX {
+        if i < length {
+            folder.path[i] = name.path[i];
+        }
+        let up = name.path[i] == b'/' && name.path[i + 1] == b'.' && name.path[i + 2] == b'.';
+        if up && matches!(name.path[i + 3], b'/' | 0) {
+            return false;
+        }
+    }
+    maps::is_unix_path(&folder)
 }
 
 /// Reads the peer's name: a path as the kernel sees it, or `@` and an abstract name up to its first NUL.

@@ -9,6 +9,7 @@ mod limits;
 mod load;
 mod redirect;
 mod refused;
+mod room;
 mod survival;
 mod told;
 mod unix;

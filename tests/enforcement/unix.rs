@@ -260,3 +260,50 @@ fn a_kernel_that_cannot_is_named_and_enforces_the_rest() {
     assert_eq!(world.act("agents/one", &["unix", "stream", "exact", text(&path)]).trim_end(), "ok");
     assert_eq!(server.reached(), 1);
 }
+
+#[test]
+fn a_folder_of_its_own_is_reached_by_paths_that_stay_in_it() {
+    let mut host = Host::new();
+    host.world.allow("two");
+    let (inside, beside) = (host.path("mine"), host.path("mine2"));
+    for folder in [inside.join("deep"), beside.clone()] {
+        std::fs::create_dir_all(folder).expect("a folder");
+    }
+    let outside = Server::stream(&host.path("outside"));
+    let beside = (Server::stream(&beside.join("s")), text(&beside.join("s")).to_owned());
+    let own =
+        ["s", "deep/s", "..s", "s..", "...", "deep/.s.PGSQL.1"].map(|name| (Server::stream(&inside.join(name)), name));
+    let (id, folder) = (host.world.id("agents/one"), format!("{}/", text(&inside)));
+    let reach = |host: &Host, cgroup: &str, path: &str| -> Vec<String> {
+        ["exact", "padded", "dirty"].map(|form| host.reach(cgroup, "stream", form, path)).into()
+    };
+    assert_eq!(reach(&host, "agents/one", &format!("{folder}s")), [ECONNREFUSED; 3]);
+    for bad in [text(&inside), &folder[1..], &format!("{folder}../"), ""] {
+        assert!(host.world.tell(&format!("folder {id} {bad}")) != "ok", "{bad}");
+    }
+    assert_eq!(host.world.tell(&format!("folder {id} {folder}")), "ok");
+    for (server, name) in &own {
+        assert_eq!(reach(&host, "agents/one", &format!("{folder}{name}")), ["ok"; 3], "{name}");
+        assert_eq!(server.reached(), 3, "{name}");
+        assert_eq!(reach(&host, "agents/two", &format!("{folder}{name}")), [ECONNREFUSED; 3], "another session's");
+    }
+    assert_eq!(host.reach("agents/one", "send", "exact", &format!("{folder}nobody")), "error 2", "it is looked for");
+    let up = text(host.folder.path()).to_owned();
+    for out in ["../outside", "deep/../../outside", "deep/../s", "../mine/s", "./../outside", "//../outside", ".."] {
+        assert_eq!(reach(&host, "agents/one", &format!("{folder}{out}")), [ECONNREFUSED; 3], "{out}");
+    }
+    for path in [&beside.1, &format!("{up}/outside"), &format!("{up}//mine/s"), &format!("{up}/./mine/s")] {
+        assert_eq!(reach(&host, "agents/one", path), [ECONNREFUSED; 3], "{path}");
+    }
+    // A list comes and goes beside it.
+    host.list(&[&host.path("outside")]);
+    assert_eq!(host.reach("agents/one", "stream", "exact", &format!("{up}/outside")), "ok");
+    host.list(&[]);
+    assert_eq!(host.reach("agents/one", "stream", "exact", &format!("{up}/outside")), ECONNREFUSED);
+    assert_eq!(host.reach("agents/one", "stream", "exact", &format!("{folder}s")), "ok");
+    assert_eq!(outside.reached(), 1, "when it was listed");
+    assert_eq!(beside.0.reached(), 0);
+    assert_eq!(host.world.tell(&format!("forget {id}")), "ok");
+    host.world.allow("one");
+    assert_eq!(reach(&host, "agents/one", &format!("{folder}s")), [ECONNREFUSED; 3], "it ended with the session");
+}

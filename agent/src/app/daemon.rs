@@ -98,6 +98,7 @@ async fn serve(
 ) -> miette::Result<()> {
     folder(&settings.state_dir, 0o700)?;
     folder(&settings.runtime_dir, 0o755)?;
+    folder(&settings.sockets_dir(), 0o755)?;
     let control = Server::bind(&settings.control_socket(), &settings.control.group, settings.control.max_request)?;
 
     let recorder = Recorder::open(&record_settings(&settings)).into_diagnostic().wrap_err_with(|| {

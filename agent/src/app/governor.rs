@@ -20,6 +20,8 @@ pub(super) trait Enforcement: Send + Sync {
     fn allow_session(&self, cgroup_id: u64) -> Result<(), Box<dyn std::error::Error + Send + Sync>>;
     /// Lets an allowed session reach exactly these unix sockets. Nothing where it is not allowed.
     fn set_unix_paths(&self, cgroup_id: u64, paths: &[&str]) -> Result<(), Box<dyn std::error::Error + Send + Sync>>;
+    /// Lets an allowed session reach every unix socket in this folder, which is its own.
+    fn set_unix_folder(&self, cgroup_id: u64, folder: &str) -> Result<(), Box<dyn std::error::Error + Send + Sync>>;
     /// Refuses it everything again.
     fn forget_session(&self, cgroup_id: u64) -> Result<(), Box<dyn std::error::Error + Send + Sync>>;
 }
@@ -35,6 +37,10 @@ impl Enforcement for crate::bpf::Kernel {
 
     fn set_unix_paths(&self, cgroup_id: u64, paths: &[&str]) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
         Ok(self.set_unix_paths(cgroup_id, paths)?)
+    }
+
+    fn set_unix_folder(&self, cgroup_id: u64, folder: &str) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+        Ok(self.set_unix_folder(cgroup_id, folder)?)
     }
 
     fn forget_session(&self, cgroup_id: u64) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {

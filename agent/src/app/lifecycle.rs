@@ -21,8 +21,8 @@ use crate::{
         server::Caller,
     },
     identity::{self, EndReason, Expiry, Home, LostSession, NewSession, Session},
-    launch,
-    policy::{LimitSpec, WorkloadSpec},
+    launch::{self, room::Room},
+    policy::{Filesystem, LimitSpec, Temporary, WorkloadSpec},
     record::{Event, EventBody},
     session::House,
 };
@@ -86,6 +86,14 @@ impl Lifecycle {
                 Failure::new(Code::Failed, message)
                     .help("end the pattern with `/*`, and give no two workloads the same")
             })?;
+        if caller.peer.uid != 0 && (workload.temporary, workload.filesystem) != (Temporary::Shared, Filesystem::Host) {
+            let message = format!(
+                "the policy gives sessions of `{}` files of their own, which only root can arrange",
+                workload.name
+            );
+            return Err(Failure::new(Code::Denied, message).help("run it with sudo and `--user NAME`"));
+        }
+        let sockets = self.sockets().map_err(failed)?;
         let operator = match &asked.user {
             Some(user) => format!("{} as {user}", caller.person.name),
             None => caller.person.name.clone(),
@@ -104,6 +112,7 @@ impl Lifecycle {
             ttl,
             expiry: if workload.limits.wall.is_some() { Expiry::Kill } else { Expiry::Refuse },
             home: Home::Made,
+            temporary: workload.temporary,
             command: asked.command,
             operator,
         };
@@ -112,7 +121,7 @@ impl Lifecycle {
             Err(failure) => Err(failure),
         };
         match begun {
-            Ok((session, others)) => Ok(self.opened(&session, &relative, &others)),
+            Ok((session, others)) => Ok(self.opened(&session, &relative, &others, sockets, workload)),
             Err(failure) => {
                 self.remove(path);
                 Err(failure)
@@ -221,10 +230,28 @@ impl Lifecycle {
     /// Gives a session its rights in the kernel.
     fn allow(&self, session: &Session) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
         self.governor.kernel().allow_session(session.cgroup_id)?;
+        if session.temporary == Temporary::Private {
+            // As clients will write it: the launcher is given the same.
+            let folder = self.sockets()?;
+            let folder = folder.to_str().ok_or("the runtime folder's name is not text")?;
+            self.governor.kernel().set_unix_folder(session.cgroup_id, &format!("{folder}/"))?;
+        }
         self.governor.give_unix(&self.house.policies, session)
     }
 
-    fn opened(&self, session: &Session, relative: &Path, others: &limits::Others) -> Opened {
+    /// The folder for a session's own unix sockets, without links on the way.
+    fn sockets(&self) -> io::Result<PathBuf> {
+        std::fs::canonicalize(self.settings.sockets_dir())
+    }
+
+    fn opened(
+        &self,
+        session: &Session,
+        relative: &Path,
+        others: &limits::Others,
+        sockets: PathBuf,
+        workload: &WorkloadSpec,
+    ) -> Opened {
         let facts = launch::environment::Facts {
             session: &session.id,
             workload: &session.workload,
@@ -232,6 +259,7 @@ impl Lifecycle {
             trace_id: &session.trace_id,
             ca: &self.settings.ca_file(),
             bundle: &self.settings.bundle_file(),
+            sockets: (session.temporary == Temporary::Private).then_some(&*sockets),
             now: SystemTime::now(),
         };
         Opened {
@@ -239,6 +267,12 @@ impl Lifecycle {
             cgroup: format!("/{}", relative.display()),
             cgroup_dir: session.cgroup_path.clone(),
             controllers: others.iter().map(|(name, other)| ((*name).into(), other.path.clone())).collect(),
+            room: Room {
+                temporary: session.temporary,
+                filesystem: workload.filesystem,
+                sockets: sockets.clone(),
+                keep: vec![self.settings.runtime_dir.clone()],
+            },
             ends_at: session.ends_at.and_then(|at| jiff::Timestamp::try_from(at).ok()).map(|at| at.to_string()),
             env: launch::environment::variables(&facts),
             unset: Vec::new(),

@@ -255,6 +255,12 @@ impl Kernel {
         self.maps.unix.set(cgroup_id, paths)
     }
 
+    /// Lets an allowed session reach every unix socket in this folder, an absolute path with a `/` at its end. It must be
+    /// the session's alone, and mounted so that symbolic links in it are not followed.
+    pub fn set_unix_folder(&self, cgroup_id: u64, folder: &str) -> Result<(), BpfError> {
+        self.maps.unix.set_folder(cgroup_id, folder)
+    }
+
     /// Tells the programs that the enforcer is alive. They refuse every connect when they have not heard for two seconds.
     pub fn heartbeat(&self) -> Result<(), BpfError> {
         self.maps.beat(sys::monotonic_ns().map_err(BpfError::Clock)?)

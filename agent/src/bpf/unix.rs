@@ -68,7 +68,14 @@ pub(super) fn read_places(types: &[u8]) -> Option<UnixPlaces> {
 pub(super) struct Paths {
     table: Mutex<HashMap<MapData, UnixPath, u32>>,
     /// By cgroup of the session; those that are not here were not allowed.
-    known: Mutex<BTreeMap<u64, BTreeSet<String>>>,
+    known: Mutex<BTreeMap<u64, Known>>,
+}
+
+/// What a session may reach.
+#[derive(Debug, Default)]
+struct Known {
+    paths: BTreeSet<String>,
+    folder: Option<String>,
 }
 
 /// Its name among the maps.
@@ -94,6 +101,25 @@ impl Paths {
         count(TABLE, lock(&self.table).keys())
     }
 
+    /// Gives a session a folder of its own: an absolute path with a `/` at its end. Every path in it that does not lead
+    /// out by `..` may be reached. Does nothing for one that has not begun or has ended.
+    pub(super) fn set_folder(&self, cgroup_id: u64, folder: &str) -> Result<(), BpfError> {
+        let mut known = lock(&self.known);
+        let Some(session) = known.get_mut(&cgroup_id) else { return Ok(()) };
+        let bad = || BpfError::UnixPath(folder.to_owned());
+        if !folder.ends_with('/') || folder.split('/').any(|segment| segment == "..") {
+            return Err(bad());
+        }
+        let (path, length) = (key(cgroup_id, folder).ok_or_else(bad)?, folder.len() as u32);
+        let mut table = lock(&self.table);
+        // No path of a list ends with a slash, so none is taken for the folder, and no list takes it away.
+        let failed = |source| BpfError::Map { map: TABLE, source };
+        table.insert(path, 1, 0).map_err(failed)?;
+        table.insert(length_key(cgroup_id), length, 0).map_err(failed)?;
+        session.folder = Some(folder.to_owned());
+        Ok(())
+    }
+
     /// A session that may reach none yet.
     pub(super) fn begin(&self, cgroup_id: u64) {
         lock(&self.known).entry(cgroup_id).or_default();
@@ -102,7 +128,7 @@ impl Paths {
     /// Gives a session this list and no other. Does nothing for one that has not begun or has ended.
     pub(super) fn set(&self, cgroup_id: u64, paths: &[&str]) -> Result<(), BpfError> {
         let mut known = lock(&self.known);
-        let Some(known) = known.get_mut(&cgroup_id) else { return Ok(()) };
+        let Some(Known { paths: known, .. }) = known.get_mut(&cgroup_id) else { return Ok(()) };
         let wanted: BTreeSet<String> = paths.iter().map(|path| (*path).to_owned()).collect();
         // What is taken is taken first: if the table fails, a session has less than it should.
         for path in known.difference(&wanted).cloned().collect::<Vec<_>>() {
@@ -122,8 +148,12 @@ impl Paths {
     /// Takes all that a session had.
     pub(super) fn end(&self, cgroup_id: u64) -> Result<(), BpfError> {
         let mut known = lock(&self.known);
-        for path in known.get(&cgroup_id).into_iter().flatten() {
-            self.remove(cgroup_id, path)?;
+        if let Some(Known { paths, folder }) = known.get(&cgroup_id) {
+            absent_is_fine(lock(&self.table).remove(&length_key(cgroup_id)))
+                .map_err(|source| BpfError::Map { map: TABLE, source })?;
+            for path in paths.iter().chain(folder) {
+                self.remove(cgroup_id, path)?;
+            }
         }
         known.remove(&cgroup_id);
         Ok(())
@@ -133,6 +163,11 @@ impl Paths {
         let Some(key) = key(cgroup_id, path) else { return Ok(()) };
         absent_is_fine(lock(&self.table).remove(&key)).map_err(|source| BpfError::Map { map: TABLE, source })
     }
+}
+
+/// Under which the length of a session's folder lies: the empty path.
+fn length_key(cgroup_id: u64) -> UnixPath {
+    UnixPath { cgroup_id, path: [0; UNIX_PATH_ROOM] }
 }
 
 /// The key of a path. `None` where no client could write it so, or the program would not look it up.

@@ -73,6 +73,11 @@ impl Settings {
         self.runtime_dir.join("control.sock")
     }
 
+    /// Empty. Each session with private temporary folders has its own in its place, for its unix sockets.
+    pub fn sockets_dir(&self) -> PathBuf {
+        self.runtime_dir.join("session")
+    }
+
     /// Folder of the record's segments.
     pub fn record_dir(&self) -> PathBuf {
         self.record.dir.clone().unwrap_or_else(|| self.state_dir.join("record"))

@@ -1,6 +1,6 @@
 //! The control socket: how people and `portcullis run` talk to the daemon.
 //!
-//! `<runtime_dir>/control.sock`, mode 0660. One connection carries one request: a JSON line `{"v":1,"request":...}`,
+//! `<runtime_dir>/control.sock`, mode 0660. One connection carries one request: a JSON line `{"v":2,"request":...}`,
 //! answered by lines `{"item":...}` and closed by one line `{"done":...}` or `{"error":...}` ([`proto`]). Streams
 //! (`follow`, `held --watch`) have any number of items and end with the connection.
 //!

@@ -5,8 +5,10 @@ use std::{collections::BTreeMap, path::PathBuf};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
+use crate::launch::room::Room;
+
 /// Version of this protocol. A daemon answers another version with an error that names both.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 /// A request with its version.
 #[derive(Debug, Serialize, Deserialize)]
@@ -113,6 +115,8 @@ pub struct Opened {
     /// Its cgroups of v1 controllers, as `/proc/self/cgroup` must show them now: path by controller.
     #[serde(default)]
     pub controllers: BTreeMap<String, String>,
+    /// What it is to see of the host's files.
+    pub room: Room,
     /// When it ends, RFC 3339.
     pub ends_at: Option<String>,
     /// Variables to set.

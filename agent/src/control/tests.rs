@@ -211,7 +211,7 @@ async fn a_request_written_by_another_process_than_the_one_that_connected_is_ref
         let stream = StdStream::connect(socket).unwrap();
         let inherited: std::os::fd::OwnedFd = stream.try_clone().unwrap().into();
         let status = std::process::Command::new("/bin/sh")
-            .args(["-c", r#"echo '{"v":1,"request":"status"}'"#])
+            .args(["-c", r#"echo '{"v":2,"request":"status"}'"#])
             .stdout(inherited)
             .status()
             .unwrap();
@@ -239,7 +239,7 @@ if os.fork():
 os.close(w)
 os.read(r, 1)  # ends when the connector has exited
 try:
-    s.sendall(b'{"v":1,"request":"status"}\n')
+    s.sendall(b'{"v":2,"request":"status"}\n')
 except OSError: pass
 sys.stdout.write(s.recv(4096).decode())
 "#;
@@ -254,16 +254,16 @@ sys.stdout.write(s.recv(4096).decode())
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_not_a_request_is_refused() {
     let house = house(&[OUTSIDE]);
-    let long = format!("{{\"v\":1,\"request\":\"approve\",\"id\":\"{}\"}}\n", "x".repeat(5000));
+    let long = format!("{{\"v\":2,\"request\":\"approve\",\"id\":\"{}\"}}\n", "x".repeat(5000));
     for (bytes, says) in [
         (b"\n".to_vec(), "not understood"),
         (b"{}\n".to_vec(), "not understood"),
         (b"null\n".to_vec(), "not understood"),
-        (b"{\"v\":1,\"request\":\"status\"".to_vec(), "no end of line"),
-        (b"{\"v\":1,\"request\":\"no-such\"}\n".to_vec(), "not understood"),
-        (b"{\"v\":1,\"request\":\"approve\",\"id\":\"a\",\"uid\":0}\n".to_vec(), "unknown field `uid`"),
-        (b"{\"v\":2,\"request\":\"status\"}\n".to_vec(), "version 2"),
-        (b"{\"v\":1,\"request\":\"status\"}\n{\"v\":1,\"request\":\"status\"}\n".to_vec(), "one request"),
+        (b"{\"v\":2,\"request\":\"status\"".to_vec(), "no end of line"),
+        (b"{\"v\":2,\"request\":\"no-such\"}\n".to_vec(), "not understood"),
+        (b"{\"v\":2,\"request\":\"approve\",\"id\":\"a\",\"uid\":0}\n".to_vec(), "unknown field `uid`"),
+        (b"{\"v\":1,\"request\":\"status\"}\n".to_vec(), "version 1"),
+        (b"{\"v\":2,\"request\":\"status\"}\n{\"v\":2,\"request\":\"status\"}\n".to_vec(), "one request"),
         (b"\xff\xfe\n".to_vec(), "not understood"),
         (long.into_bytes(), "longer than"),
         (vec![b'['; 4000].into_iter().chain([b'\n']).collect(), "not understood"),
@@ -282,7 +282,7 @@ async fn a_request_may_come_in_pieces_but_not_with_descriptors() {
     let socket = house.socket.clone();
     let (pieces, with_fd) = aside(move || {
         let mut stream = StdStream::connect(&socket).unwrap();
-        for byte in b"{\"v\":1,\"request\":\"status\"}\n" {
+        for byte in b"{\"v\":2,\"request\":\"status\"}\n" {
             stream.write_all(&[*byte]).unwrap();
         }
         let mut pieces = String::new();
@@ -290,7 +290,7 @@ async fn a_request_may_come_in_pieces_but_not_with_descriptors() {
 
         let mut stream = StdStream::connect(&socket).unwrap();
         let fds = [stream.as_raw_fd()];
-        let line = [io::IoSlice::new(b"{\"v\":1,\"request\":\"status\"}\n")];
+        let line = [io::IoSlice::new(b"{\"v\":2,\"request\":\"status\"}\n")];
         sendmsg::<()>(stream.as_raw_fd(), &line, &[ControlMessage::ScmRights(&fds)], MsgFlags::empty(), None).unwrap();
         let mut with_fd = String::new();
         stream.read_to_string(&mut with_fd).unwrap();

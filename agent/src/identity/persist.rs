@@ -16,6 +16,7 @@ use super::{
     EndReason, Expiry, Home, IdentityError, Session, facts,
     ids::{is_session_id, is_trace_id},
 };
+use crate::policy::Temporary;
 
 /// No session file of ours comes near this.
 const MAX_FILE: u64 = 4 << 20;
@@ -70,6 +71,7 @@ pub(super) struct Saved {
     /// Why a claimed cgroup has no session any more.
     #[serde(default)]
     ended: Option<EndReason>,
+    pub(super) temporary: Temporary,
     pub(super) command: Vec<String>,
     pub(super) operator: String,
     /// The kernel's id of the boot: cgroup ids start over with the next.
@@ -119,6 +121,7 @@ impl Store {
             expiry: session.expiry,
             home: session.home,
             ended,
+            temporary: session.temporary,
             command: session.command.clone(),
             operator: session.operator.clone(),
             boot: self.boot.clone(),

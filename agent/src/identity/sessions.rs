@@ -18,6 +18,7 @@ use super::{
 };
 use crate::{
     action::{ProcessFacts, Subject},
+    policy::Temporary,
     wire::Budget,
 };
 
@@ -138,6 +139,8 @@ pub struct NewSession {
     pub expiry: Expiry,
     /// Whose its cgroup is.
     pub home: Home,
+    /// Whose temporary folders it sees.
+    pub temporary: Temporary,
     /// Command line that it was started with.
     pub command: Vec<String>,
     /// Who started it.
@@ -169,6 +172,8 @@ pub struct Session {
     pub expiry: Expiry,
     /// Whose its cgroup is.
     pub home: Home,
+    /// Whose temporary folders it sees, for all of its life.
+    pub temporary: Temporary,
     /// Cancelled when it ended. Everything that serves the session stops then.
     pub ended: CancellationToken,
     /// Command line that it was started with.
@@ -208,6 +213,7 @@ impl Session {
             ends_at: saved.ends_at,
             expiry: saved.expiry,
             home: saved.home,
+            temporary: saved.temporary,
             ended: CancellationToken::new(),
             command: saved.command,
             operator: saved.operator,
@@ -289,6 +295,7 @@ impl Sessions {
             ends_at: new.ttl.and_then(|ttl| started_at.checked_add(ttl)),
             expiry: new.expiry,
             home: new.home,
+            temporary: new.temporary,
             ended: CancellationToken::new(),
             command: new.command,
             operator: new.operator,

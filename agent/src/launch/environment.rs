@@ -81,6 +81,8 @@ pub struct Facts<'a> {
     pub ca: &'a Path,
     /// PEM of the system's roots and the runtime CA.
     pub bundle: &'a Path,
+    /// Folder for unix sockets of its own, if it has one.
+    pub sockets: Option<&'a Path>,
     /// Tells spans of sessions apart; not secret.
     pub now: SystemTime,
 }
@@ -103,6 +105,12 @@ pub fn variables(facts: &Facts<'_>) -> BTreeMap<String, String> {
         set("PORTCULLIS_INTENT", intent);
     }
     set("TRACEPARENT", &format!("00-{}-{span:016x}-01", facts.trace_id));
+    if let Some(sockets) = facts.sockets {
+        // Where programs put their sockets; those that the caller had are of the host.
+        for name in ["XDG_RUNTIME_DIR", "TMUX_TMPDIR"] {
+            set(name, &sockets.display().to_string());
+        }
+    }
     // glibc asks over TCP, which the redirect sees; UDP is shut.
     set("RES_OPTIONS", "use-vc");
     // The enforcer speaks for the upstream with a certificate of the runtime CA.
@@ -142,6 +150,10 @@ pub(super) fn apply(command: &mut Command, opened: &Opened, user: Option<&Target
 #[expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 mod tests {
     use super::*;
+    use crate::{
+        launch::room::Room,
+        policy::{Filesystem, Temporary},
+    };
 
     #[test]
     fn only_a_valid_traceparent_is_joined() {
@@ -171,6 +183,7 @@ mod tests {
             trace_id: "4bf92f3577b34da6a3ce929d0e0e4736",
             ca: Path::new("/run/p/ca.pem"),
             bundle: Path::new("/run/p/ca-bundle.pem"),
+            sockets: Some(Path::new("/run/p/session")),
             now: SystemTime::UNIX_EPOCH,
         });
         assert_eq!(env["PORTCULLIS_INTENT"], "whynot");
@@ -181,16 +194,27 @@ mod tests {
             cgroup: "/c".into(),
             cgroup_dir: "/sys/c".into(),
             controllers: BTreeMap::new(),
+            room: Room {
+                temporary: Temporary::Private,
+                filesystem: Filesystem::Host,
+                sockets: "/run/p/session".into(),
+                keep: Vec::new(),
+            },
             ends_at: None,
             env,
             unset: vec!["EXTRA_TOKEN".into()],
         };
         let mut command = Command::new("true");
-        command.env("PGPASSWORD", "x").env("EXTRA_TOKEN", "y").env("PGSSLROOTCERT", "/mine");
+        command
+            .env("PGPASSWORD", "x")
+            .env("EXTRA_TOKEN", "y")
+            .env("PGSSLROOTCERT", "/mine")
+            .env("XDG_RUNTIME_DIR", "/run/user/1");
         apply(&mut command, &opened, None);
         let after: BTreeMap<_, _> = command.get_envs().collect();
         assert_eq!(after[std::ffi::OsStr::new("PGPASSWORD")], None);
         assert_eq!(after[std::ffi::OsStr::new("EXTRA_TOKEN")], None);
         assert_eq!(after[std::ffi::OsStr::new("PGSSLROOTCERT")].unwrap(), "/run/p/ca.pem");
+        assert_eq!(after[std::ffi::OsStr::new("XDG_RUNTIME_DIR")].unwrap(), "/run/p/session");
     }
 }

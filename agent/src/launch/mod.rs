@@ -7,6 +7,7 @@
 
 pub mod confine;
 pub mod environment;
+pub mod room;
 mod user;
 
 use std::{convert::Infallible, ffi::OsString, io, os::unix::process::CommandExt, path::Path, time::Duration};
@@ -68,6 +69,9 @@ pub enum LaunchError {
         /// Where it must be.
         wanted: String,
     },
+    /// The session would see what it should not.
+    #[error("the session's files could not be arranged")]
+    Room(#[from] room::RoomError),
     /// The process could not be confined.
     #[error("the process could not be confined")]
     Confine(#[source] confine::ConfineError),
@@ -87,6 +91,7 @@ impl LaunchError {
     pub fn help(&self) -> Option<String> {
         match self {
             Self::User(error) => error.help(),
+            Self::Room(error) => error.help().map(str::to_owned),
             Self::Elsewhere { .. } | Self::Unlimited { .. } | Self::Cgroup(_) => Some(
                 "`portcullis status` tells what the daemon sees; is another service manager moving processes?".into(),
             ),
@@ -136,6 +141,11 @@ fn become_command(socket: &Path, what: Launch) -> Result<Infallible, LaunchError
     let mut command = std::process::Command::new(program);
     command.args(arguments);
     environment::apply(&mut command, &opened, target.as_ref());
+    let (uid, gid) = match &target {
+        Some(target) => (target.uid, target.gid),
+        None => (nix::unistd::getuid().as_raw(), nix::unistd::getgid().as_raw()),
+    };
+    room::enter(&opened.room, uid, gid)?;
     confine::confine(&confine::Settings { user: target.map(Into::into) }).map_err(LaunchError::Confine)?;
     let source = command.exec();
     Err(LaunchError::Exec { command: program.to_string_lossy().into_owned(), source })

@@ -93,6 +93,8 @@ impl Checker<'_> {
             ttl: workload.session.ttl.map(|ttl| ttl.0),
             require_intent: workload.session.require_intent,
             limits: self.limits(&workload.limits),
+            temporary: self.temporary(workload),
+            filesystem: self.filesystem(workload),
         };
         (spec, cgroup)
     }

@@ -8,7 +8,7 @@ use serde::{
     de::{self, SeqAccess, Visitor, value::SeqAccessDeserializer},
 };
 
-use super::{Autonomy, ClientTls, Effect, HoldScope, Reviewer, Tier, TlsMode, duration::Span, size::Size};
+use super::{Autonomy, ClientTls, Effect, Filesystem, HoldScope, Reviewer, Tier, TlsMode, duration::Span, size::Size};
 use crate::action::{Detector, MaskWith, Verb};
 
 /// The policy of one workload.
@@ -51,6 +51,13 @@ pub(super) struct Workload {
     /// What one session may use of the host. Default: as much as there is.
     #[serde(default)]
     pub(super) limits: Limits,
+    /// Whether each session has `/tmp`, `/var/tmp` and `/dev/shm` of its own, in memory, and a folder
+    /// (`$XDG_RUNTIME_DIR`) for unix sockets of its own. The working folder is there, wherever it is; other files in
+    /// these folders are not. Needs root to launch. Default: no.
+    pub(super) private_tmp: Option<At<bool>>,
+    /// `read-only`: nothing can be written but the working folder and the private temporary ones. Default: `host`, as
+    /// permissions allow.
+    pub(super) filesystem: Option<At<Filesystem>>,
 }
 
 /// Each but `wall` needs the host's cgroup controller of that name; without it no session is opened.

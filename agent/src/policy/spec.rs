@@ -177,6 +177,28 @@ pub struct LimitSpec {
     pub wall: Option<Duration>,
 }
 
+/// Whose temporary folders and shared memory a session sees.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Temporary {
+    /// The host's.
+    #[default]
+    Shared,
+    /// Its own, in memory, which end with it.
+    Private,
+}
+
+/// What a session may write of the host's files, beside what permissions say.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Filesystem {
+    /// As the host has them.
+    #[default]
+    Host,
+    /// Only the working folder, and private temporary folders.
+    ReadOnly,
+}
+
 /// The workload that a policy file is for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct WorkloadSpec {
@@ -198,4 +220,8 @@ pub struct WorkloadSpec {
     pub require_intent: bool,
     /// What a session may use of the host.
     pub limits: LimitSpec,
+    /// Whose temporary folders it sees.
+    pub temporary: Temporary,
+    /// What it may write.
+    pub filesystem: Filesystem,
 }

@@ -98,6 +98,7 @@ pub fn run(pins: &Path, root: &Path, own: &Path, port4: u16, port6: u16) -> Resu
             ["release", path] => result(kernel.release(Path::new(path))),
             ["allow", id] => result(kernel.allow_session(id.parse()?)),
             ["forget", id] => result(kernel.forget_session(id.parse()?)),
+            ["folder", id, folder] => result(kernel.set_unix_folder(id.parse()?, folder)),
             ["unix", id, ref paths @ ..] => result(kernel.set_unix_paths(id.parse()?, paths)),
             // Those since the last time: reason, cgroup, pid, uid, name, left out, words.
             ["refusals"] => {

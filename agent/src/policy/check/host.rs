@@ -3,7 +3,7 @@
 use super::Checker;
 use crate::policy::{
     file::{self, At},
-    spec::LimitSpec,
+    spec::{Filesystem, LimitSpec, Temporary},
 };
 
 /// Less than this and the command itself does not start, in bytes.
@@ -12,6 +12,9 @@ const LEAST_MEMORY: u64 = 4 << 20;
 const MOST_PIDS: u32 = 1 << 22;
 /// In hundredths of a processor. The kernel gives no less than one hundredth.
 const CPU: std::ops::RangeInclusive<f64> = 1.0..=102_400.0;
+
+/// What private temporary folders hide.
+const TEMPORARY: [&str; 3] = ["/tmp/", "/var/tmp/", "/dev/shm/"];
 
 impl Checker<'_> {
     /// What only the launcher can do is not asked of cgroups that others make.
@@ -26,6 +29,35 @@ impl Checker<'_> {
             let help = "set `MemoryMax`, `TasksMax` or `CPUQuota` of the unit, or the container's limits";
             self.hinted(&claim.span, "who makes a cgroup sets its limits", help);
         }
+        if is_private(workload) {
+            // `read-only` goes with it.
+            let help = "set `PrivateTmp` or `ProtectSystem` of the unit, or the container's mounts";
+            self.hinted(&claim.span, "who makes a cgroup says what its processes see", help);
+        }
+    }
+
+    pub(super) fn temporary(&mut self, workload: &file::Workload) -> Temporary {
+        if !is_private(workload) {
+            return Temporary::Shared;
+        }
+        for At { span, value: path } in workload.unix.iter().flat_map(|unix| &unix.value) {
+            if TEMPORARY.iter().any(|folder| path.starts_with(folder)) {
+                self.hinted(
+                    span,
+                    "with `private_tmp`, that folder is another",
+                    "a socket elsewhere, such as in `/run`",
+                );
+            }
+        }
+        Temporary::Private
+    }
+
+    pub(super) fn filesystem(&mut self, workload: &file::Workload) -> Filesystem {
+        let Some(At { span, value }) = &workload.filesystem else { return Filesystem::Host };
+        if *value == Filesystem::ReadOnly && !is_private(workload) {
+            self.hinted(span, "without temporary folders hardly a program runs", "add `private_tmp = true`");
+        }
+        *value
     }
 
     pub(super) fn limits(&mut self, limits: &file::Limits) -> LimitSpec {
@@ -54,4 +86,8 @@ impl Checker<'_> {
             wall: limits.wall.map(|wall| wall.0),
         }
     }
+}
+
+fn is_private(workload: &file::Workload) -> bool {
+    workload.private_tmp.as_ref().is_some_and(|private| private.value)
 }

@@ -363,3 +363,37 @@ fn what_only_the_launcher_does_is_not_asked_of_claimed_cgroups() {
         assert!(errors.lines().any(|line| line.contains(what)), "{errors}");
     }
 }
+
+#[test]
+fn files_of_their_own_are_not_given_to_claimed_cgroups() {
+    for key in ["private_tmp = true", "private_tmp = true\nfilesystem = 'read-only'"] {
+        let text = HEAD.replacen("[workload]\n", &format!("[workload]\nclaim = true\n{key}\n"), 1);
+        let lines: Vec<String> = of(&text).lines().collect();
+        assert!(lines.len() == 1 && lines[0].contains("says what its processes see"), "{lines:?}");
+    }
+}
+
+#[test]
+fn files_of_the_host_are_shared_unless_the_policy_says_so() {
+    let with = |keys: &str| HEAD.replace("autonomy =", &format!("{keys}\nautonomy ="));
+    let of_host = |keys: &str| {
+        let policy = load(&with(keys));
+        (policy.workload().temporary, policy.workload().filesystem)
+    };
+    assert_eq!(of_host(""), (Temporary::Shared, Filesystem::Host));
+    assert_eq!(of_host("private_tmp = false\nfilesystem = 'host'"), (Temporary::Shared, Filesystem::Host));
+    assert_eq!(of_host("private_tmp = true"), (Temporary::Private, Filesystem::Host));
+    assert_eq!(of_host("private_tmp = true\nfilesystem = 'read-only'"), (Temporary::Private, Filesystem::ReadOnly));
+    for (bad, says, help) in [
+        ("filesystem = 'read-only'", "without temporary folders", "`private_tmp = true`"),
+        ("private_tmp = false\nfilesystem = 'read-only'", "without temporary folders", "`private_tmp = true`"),
+        ("private_tmp = true\nfilesystem = 'readonly'", "unknown value `readonly`", "did you mean `read-only`?"),
+        ("private_tmp = 'yes'", "invalid type", ""),
+        ("private_tpm = true", "unknown key `private_tpm`", "did you mean `private_tmp`?"),
+        ("private_tmp = true\nunix = ['/run/a', '/tmp/s']", "that folder is another", "`/run`"),
+    ] {
+        let lines: Vec<String> = of(&with(bad)).lines().collect();
+        assert_eq!(lines.len(), 1, "{bad}: {lines:?}");
+        assert!(lines[0].contains(says) && lines[0].contains(help), "{bad}: {lines:?}");
+    }
+}
