@@ -4,6 +4,7 @@
 mod chaos;
 mod confine;
 mod daemon;
+mod doctor;
 mod escape;
 mod limits;
 mod load;

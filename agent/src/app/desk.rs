@@ -12,11 +12,11 @@ use tokio::sync::broadcast::error::RecvError;
 use super::{evidence, governor::Governor, lifecycle::Lifecycle, policies::Policies};
 use crate::{
     action::ProcessFacts,
-    bpf::Kernel,
+    bpf::{Kernel, Problem, Remedy},
     config::Settings,
     control::{
         peer::Barred,
-        proto::{Code, Decided, Failure, Request, SessionRow, StatusView},
+        proto::{Code, Decided, Examined, Failure, ProblemView, Request, SessionRow, StatusView},
         server::{Caller, Desk, Replies},
     },
     hold::{Approval, HoldError, HoldView, ReviewerIdentity},
@@ -104,6 +104,10 @@ impl Desk for ControlDesk {
                 Request::Status {} => {
                     self.must_operate(caller)?;
                     replies.item(&self.status()).await
+                }
+                Request::Examine {} => {
+                    self.must_operate(caller)?;
+                    replies.item(&self.examine().await?).await
                 }
                 Request::Reload {} => {
                     self.must_operate(caller)?;
@@ -304,6 +308,28 @@ impl ControlDesk {
             refused: refused.into_iter().map(|(reason, count)| (reason.as_str().to_owned(), count)).collect(),
             problems,
         }
+    }
+
+    async fn examine(&self) -> Result<Examined, Failure> {
+        let kernel = self.kernel.clone();
+        let found = tokio::task::spawn_blocking(move || kernel.verify()).await;
+        let found = found.map_err(|_| Failure::new(Code::Failed, "the kernel side could not be examined"))?;
+        let heartbeat = self.kernel.heartbeat_age();
+        let heartbeat = heartbeat.map_err(|error| Failure::new(Code::Failed, error.to_string()))?;
+        let view = |problem: &Problem| {
+            let (fix, lacks) = match problem.remedy() {
+                Remedy::Do(fix) => (Some(fix.to_owned()), None),
+                Remedy::Kernel(lacks) => (None, Some(lacks.to_owned())),
+            };
+            ProblemView { message: problem.to_string(), fix, lacks }
+        };
+        Ok(Examined {
+            hooks: self.kernel.hooks(),
+            governed: self.governor.governed().into_iter().collect(),
+            pin_dir: self.kernel.pin_dir().to_owned(),
+            heartbeat_ms: heartbeat.map(|age| u64::try_from(age.as_millis()).unwrap_or(u64::MAX)),
+            problems: found.iter().map(view).collect(),
+        })
     }
 
     fn note(&self, event: Event) {

@@ -155,6 +155,34 @@ pub enum Problem {
     },
 }
 
+/// What helps against a [`Problem`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Remedy {
+    /// The operator can do this.
+    Do(&'static str),
+    /// Only another kernel: it must have this.
+    Kernel(&'static str),
+}
+
+impl Problem {
+    /// What helps.
+    pub fn remedy(&self) -> Remedy {
+        match self {
+            Self::Missing { .. } | Self::Replaced { .. } | Self::Deleted { .. } | Self::Unknown { .. } => Remedy::Do(
+                "restart the daemon (systemctl restart portcullis): it attaches what is missing; find out who took it away",
+            ),
+            Self::Redirector { .. } => Remedy::Do(
+                "detach the other program (`bpftool cgroup tree` shows it), or give the workload another cgroup",
+            ),
+            Self::Unix { .. } => Remedy::Kernel("hooks for unix sockets (Linux 6.7)"),
+            Self::Enforcer => Remedy::Do("restart the daemon (systemctl restart portcullis)"),
+            Self::PrivateMount { .. } => {
+                Remedy::Do("mount a bpffs on /sys/fs/bpf before the daemon starts: mount -t bpf bpf /sys/fs/bpf")
+            }
+        }
+    }
+}
+
 impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

@@ -100,6 +100,11 @@ impl Maps {
         lock(&self.heartbeat).set(0, at, 0).map_err(|source| BpfError::Map { map: Self::NAMES[1], source })
     }
 
+    /// The time of the last heartbeat; 0 where the enforcer said that it stops.
+    pub(super) fn beaten(&self) -> Result<u64, BpfError> {
+        lock(&self.heartbeat).get(&0, 0).map_err(|source| BpfError::Map { map: Self::NAMES[1], source })
+    }
+
     /// How much was refused so far for this reason, on all processors.
     pub(super) fn refused(&self, reason: Reason) -> Result<u64, BpfError> {
         let counts = self.refused.get(&(reason as u32), 0);

@@ -19,15 +19,17 @@ mod listeners;
 mod maps;
 mod origin;
 mod pins;
+mod probe;
 mod refusals;
 mod sys;
 #[cfg(test)]
 mod tests;
 mod unix;
 
-pub use error::{BpfError, Problem};
+pub use error::{BpfError, Problem, Remedy};
 pub use origin::{Origin, OriginError};
-pub use portcullis_ebpf::Reason;
+pub use portcullis_ebpf::{HEARTBEAT_STALE_NS, Reason};
+pub use probe::{Probed, probe};
 pub use refusals::{Refusal, Refusals, WatchedRefusals};
 
 use std::{
@@ -38,6 +40,7 @@ use std::{
     os::fd::{AsFd, BorrowedFd},
     path::{Path, PathBuf},
     sync::Mutex,
+    time::Duration,
 };
 
 use aya::{EbpfLoader, maps::MapError};
@@ -264,6 +267,23 @@ impl Kernel {
     /// Tells the programs that the enforcer is alive. They refuse every connect when they have not heard for two seconds.
     pub fn heartbeat(&self) -> Result<(), BpfError> {
         self.maps.beat(sys::monotonic_ns().map_err(BpfError::Clock)?)
+    }
+
+    /// How long ago the programs heard of the enforcer; `None` if it stopped.
+    pub fn heartbeat_age(&self) -> Result<Option<Duration>, BpfError> {
+        let at = self.maps.beaten()?;
+        let now = sys::monotonic_ns().map_err(BpfError::Clock)?;
+        Ok((at != 0).then(|| Duration::from_nanos(now.saturating_sub(at))))
+    }
+
+    /// Folder of the pinned objects.
+    pub fn pin_dir(&self) -> &Path {
+        self.pins.dir()
+    }
+
+    /// How many hooks each governed cgroup has.
+    pub fn hooks(&self) -> usize {
+        self.programs.len()
     }
 
     /// Tells the programs that the enforcer stops: every connect is refused from now on.

@@ -55,6 +55,13 @@ pub(super) fn load_sock_addr(program: &[bpf_insn], license: &CStr, attach_type: 
     Ok(unsafe { OwnedFd::from_raw_fd(program) })
 }
 
+/// Whether the kernel takes a program for this hook: one that does nothing (`r0 = 1; exit`), and is dropped at once.
+pub(super) fn probe_sock_addr(attach_type: u32) -> io::Result<()> {
+    let instruction =
+        |code, imm| bpf_insn { code, _bitfield_align_1: [], _bitfield_1: bpf_insn::new_bitfield_1(0, 0), off: 0, imm };
+    load_sock_addr(&[instruction(0xb7, 1), instruction(0x95, 0)], c"GPL", attach_type).map(drop)
+}
+
 /// The id of a program.
 pub(super) fn program_id(program: BorrowedFd<'_>) -> io::Result<u32> {
     // struct bpf_prog_info: { type, id, .. }

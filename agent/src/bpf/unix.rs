@@ -29,9 +29,7 @@ const CONTEXT_FIELDS: [&str; 2] = ["uaddr", "uaddrlen"];
 
 /// Loads both programs, or says why this kernel cannot have them.
 pub(super) fn load(object: &[u8], pins: &Pins, places: &mut Array<MapData, UnixPlaces>) -> Result<Vec<Loaded>, String> {
-    let types = std::fs::read(KERNEL_TYPES).map_err(|e| format!("{KERNEL_TYPES}: {e}"))?;
-    let found = read_places(&types).ok_or("the kernel does not tell where it keeps a peer's name")?;
-    places.set(0, found, 0).map_err(|e| e.to_string())?;
+    places.set(0, self::places()?, 0).map_err(|e| e.to_string())?;
     let mut object = aya_obj::Object::parse(object).map_err(|e| e.to_string())?;
     let mut pinned: Vec<(String, OwnedFd)> = Vec::new();
     for name in object.maps.keys().filter(|name| Maps::NAMES.contains(&name.as_str())) {
@@ -44,6 +42,12 @@ pub(super) fn load(object: &[u8], pins: &Pins, places: &mut Array<MapData, UnixP
     object.relocate_maps(maps, &sections).map_err(|e| e.to_string())?;
     object.relocate_calls(&sections).map_err(|e| e.to_string())?;
     UNIX.iter().map(|hook| load_one(&object, *hook)).collect()
+}
+
+/// The places that the programs need, or why they are not known.
+pub(super) fn places() -> Result<UnixPlaces, String> {
+    let types = std::fs::read(KERNEL_TYPES).map_err(|e| format!("{KERNEL_TYPES}: {e}"))?;
+    read_places(&types).ok_or_else(|| "the kernel does not tell where it keeps a peer's name".into())
 }
 
 fn load_one(object: &aya_obj::Object, hook: Hook) -> Result<Loaded, String> {

@@ -4,6 +4,7 @@ use std::{
     io::{self, BufRead, BufReader, Write},
     os::unix::net::UnixStream,
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use serde::de::DeserializeOwned;
@@ -63,6 +64,25 @@ pub fn ask(socket: &Path, request: &Request) -> Result<Answer, ClientError> {
 /// Asks, and reads all items.
 pub fn ask_all<T: DeserializeOwned>(socket: &Path, request: &Request) -> Result<Vec<T>, ClientError> {
     ask(socket, request)?.map(|item| serde_json::from_str(item?.get()).map_err(ClientError::Garbled)).collect()
+}
+
+/// Asks for exactly one item, and waits only so long for each part of the answer.
+pub fn ask_one_within<T: DeserializeOwned>(
+    socket: &Path,
+    request: &Request,
+    patience: Duration,
+) -> Result<T, ClientError> {
+    let answer = ask(socket, request)?;
+    // A daemon that hangs takes requests all the same: the kernel queues them.
+    answer.reader.get_ref().set_read_timeout(Some(patience)).map_err(|error| ClientError::Broken(Some(error)))?;
+    let items: Result<Vec<T>, _> =
+        answer.map(|item| serde_json::from_str(item?.get()).map_err(ClientError::Garbled)).collect();
+    match items {
+        Err(ClientError::Broken(Some(source))) if source.kind() == io::ErrorKind::WouldBlock => {
+            Err(ClientError::Unreachable { path: socket.to_owned(), source: io::ErrorKind::TimedOut.into() })
+        }
+        items => items?.pop().ok_or(ClientError::Broken(None)),
+    }
 }
 
 /// Asks for exactly one item.

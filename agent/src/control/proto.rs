@@ -72,6 +72,8 @@ pub enum Request {
     AuditVerify {},
     /// How the daemon is.
     Status {},
+    /// How the kernel side is, looked at now. Answered by one [`Examined`].
+    Examine {},
     /// Reads the policies again.
     Reload {},
     /// Ends a session's rights and freezes its processes.
@@ -237,6 +239,32 @@ pub struct StatusView {
     pub refused: BTreeMap<String, u64>,
     /// What is not as it should be. Empty is good.
     pub problems: Vec<String>,
+}
+
+/// How the kernel side is.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Examined {
+    /// How many hooks each governed cgroup should have.
+    pub hooks: usize,
+    /// Governed cgroups.
+    pub governed: Vec<PathBuf>,
+    /// Folder of the pinned objects.
+    pub pin_dir: PathBuf,
+    /// Milliseconds since the programs heard of the daemon; `None` if they were told that it stops.
+    pub heartbeat_ms: Option<u64>,
+    /// What is not as it should be.
+    pub problems: Vec<ProblemView>,
+}
+
+/// Something that makes enforcement incomplete.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ProblemView {
+    /// What is wrong.
+    pub message: String,
+    /// What to do, where the host can do something.
+    pub fix: Option<String>,
+    /// What the kernel lacks, where it cannot.
+    pub lacks: Option<String>,
 }
 
 /// The policies in force.

@@ -12,7 +12,7 @@ mod outside;
 mod sniffer;
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeSet, HashMap},
     fs,
     io::{self, Read, Write},
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket},
@@ -128,6 +128,8 @@ pub struct Witness {
     /// Connections that arrived.
     open: Vec<(&'static str, usize, TcpStream)>,
     sniffer: Option<Sniffer>,
+    /// By ports from and to, the attempt that was first seen to use them.
+    flows: HashMap<(u16, u16), usize>,
     groups: [Ipv4Addr; 2],
     outside: Outside,
     decoy: Option<PathBuf>,
@@ -155,6 +157,8 @@ impl Witness {
                 [(setup.aim.v4.into(), ["tcp, v4", "udp, v4"]), (setup.aim.v6.into(), ["tcp, v6", "udp, v6"])];
             addresses.extend(own.into_iter().filter(|(ip, _)| !ip.is_loopback()));
         }
+        // A host without IPv6 has no such place.
+        addresses.retain(|(ip, _)| !matches!(TcpListener::bind((*ip, 0)), Err(e) if is_no_address(&e)));
         let mut places = Vec::new();
         let mut ports = Vec::new();
         while ports.len() < PORTS {
@@ -184,6 +188,7 @@ impl Witness {
             places,
             open: Vec::new(),
             sniffer,
+            flows: HashMap::new(),
             groups: [Ipv4Addr::new(239, 77, 77, 0); 2],
             outside,
             decoy: None,
@@ -363,18 +368,17 @@ impl Witness {
             Err(error) => error.kind() == io::ErrorKind::WouldBlock,
         });
         if let Some(sniffer) = &mut self.sniffer {
-            let seen = sniffer.seen(&self.marker, self.groups);
-            all.extend(seen.into_iter().map(|seen| {
-                (
-                    Sniffer::NAME,
-                    seen.number.unwrap_or_else(|| match seen.port {
-                        Some(port) => {
-                            self.ports.iter().position(|own| *own == port).map_or(self.current, |t| self.takers[t])
-                        }
-                        None => self.current,
-                    }),
-                )
-            }));
+            for seen in sniffer.seen(&self.marker, self.groups) {
+                let taker = match seen.flow {
+                    // What is sent again carries no number, and may come long after its attempt.
+                    Some(flow) => {
+                        let turn = self.ports.iter().position(|port| *port == flow.1);
+                        *self.flows.entry(flow).or_insert(turn.map_or(self.current, |turn| self.takers[turn]))
+                    }
+                    None => self.current,
+                };
+                all.push((Sniffer::NAME, seen.number.unwrap_or(taker)));
+            }
         }
         all.extend(self.outside.written(&self.marker).into_iter().map(|number| ("outside", number)));
         if self.decoy.as_ref().is_some_and(|decoy| !decoy.is_dir()) {
@@ -411,6 +415,10 @@ impl Drop for Witness {
         }
         let _ = fs::remove_dir_all(&self.folder);
     }
+}
+
+fn is_no_address(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::AddrNotAvailable || error.raw_os_error() == Some(libc::EAFNOSUPPORT)
 }
 
 /// Listeners on one port of all addresses.

@@ -88,6 +88,15 @@ fn main() -> Result<()> {
     ensure!(replay.contains("UPDATE products") && replay.contains("agreed with sales"), "the replay lacks the change");
     println!("{}", daemon.ok(&["audit", "verify"])?);
 
+    say("7. The doctor: what the host can do, how the daemon is, and every way out, tried from inside a session.");
+    let table = daemon.ok(&["doctor", "--workload", "bot"])?;
+    println!("{table}");
+    // What this host cannot close is named, with what it lacks; nothing that it could close is open.
+    let cannot = table.lines().filter(|line| line.starts_with("cannot: ")).count();
+    let lacks = table.lines().filter(|line| line.trim_start().starts_with("lacks ")).count();
+    ensure!(table.contains(&format!(" closed, 0 open, {cannot} cannot; attempts ")), "something is open");
+    ensure!(cannot == lacks && (cannot > 0 || table.contains(", reached 0\n")), "something is not named");
+
     say("Done: every step was as it should be.");
     if keep {
         println!("Left running. Try, in another terminal (Ctrl-C here ends it):\n");

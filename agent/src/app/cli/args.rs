@@ -162,6 +162,14 @@ pub enum Command {
         #[arg(long)]
         leave_ungoverned: bool,
     },
+    /// Check this host and the daemon, and try every way out of a session.
+    ///
+    /// Each check is closed, open (the host could close it) or cannot (the host lacks what would close it). The ways out
+    /// are tried from inside a real session of each workload, and watched where they would arrive. Changes nothing.
+    ///
+    /// Exits with 1 if anything is open, with 4 if no daemon answers.
+    #[command(after_help = "Examples:\n  portcullis doctor --workload support-bot\n  portcullis doctor --json")]
+    Doctor(Doctor),
     /// Try to get out of a session, as asked on standard input: the inside of `doctor`.
     #[command(hide = true, after_help = "Example:\n  portcullis escape-attempts < requests")]
     EscapeAttempts,
@@ -197,6 +205,19 @@ pub struct Run {
     /// The command and its arguments.
     #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true, value_name = "CMD")]
     pub command: Vec<std::ffi::OsString>,
+}
+
+/// See [`Command::Doctor`].
+#[derive(Debug, Args)]
+pub struct Doctor {
+    /// Try the ways out of this workload only; may be given more than once [default: all that have a policy].
+    #[arg(long, short, value_name = "NAME")]
+    pub workload: Vec<String>,
+    /// Run the attempts as this user; root only [default: who called sudo, else nobody].
+    #[arg(long, value_name = "NAME")]
+    pub user: Option<String>,
+    #[command(flatten)]
+    pub form: Form,
 }
 
 /// See [`Command::Grants`].

@@ -3,6 +3,7 @@
 
 mod args;
 mod audit;
+mod doctor;
 mod events;
 mod held;
 mod policy;
@@ -34,7 +35,7 @@ use crate::{
         client::ClientError,
         proto::{Code, Failure, Request},
     },
-    doctor, launch,
+    launch,
 };
 
 /// How the program ends; the numbers are part of its interface.
@@ -148,8 +149,9 @@ fn run(cli: Cli) -> Result<Exit, CliError> {
                 if leave_ungoverned { uninstall::Ungoverned::Accepted } else { uninstall::Ungoverned::Refused };
             uninstall::uninstall(&house, ungoverned, &mut io::stdout())
         }
+        Command::Doctor(asked) => doctor::doctor(&house, asked),
         Command::EscapeAttempts => {
-            doctor::attempts::serve(io::stdin().lock(), io::stdout().lock())?;
+            crate::doctor::attempts::serve(io::stdin().lock(), io::stdout().lock())?;
             Ok(Exit::Ok)
         }
         Command::Completions { shell } => {

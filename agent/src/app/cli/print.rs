@@ -158,6 +158,28 @@ fn deceives(c: char) -> bool {
             | '\u{2060}'..='\u{206f}' | '\u{feff}' | '\u{fff9}'..='\u{fffb}' | '\u{e0000}'..='\u{e0fff}')
 }
 
+/// Text in lines of at most `width` columns, the first behind `lead`, the others below its end. A longer word has a line
+/// of its own.
+pub fn wrapped(lead: &str, text: &str, width: u16) -> String {
+    let indent = lead.chars().count();
+    let mut out = lead.to_owned();
+    let mut column = indent;
+    for word in one_line(text).split(' ').filter(|word| !word.is_empty()) {
+        let length = word.chars().count();
+        if column > indent && column + 1 + length > usize::from(width) {
+            let _ = write!(out, "\n{:indent$}", "");
+            column = indent;
+        } else if column > indent {
+            out.push(' ');
+            column += 1;
+        }
+        out.push_str(word);
+        column += length;
+    }
+    out.push('\n');
+    out
+}
+
 /// The first `max` characters, and how many are missing.
 pub fn shorten(text: &str, max: usize) -> String {
     match text.char_indices().nth(max) {

@@ -18,7 +18,10 @@ use std::{
     net::{Ipv4Addr, Ipv6Addr},
 };
 
-pub(super) use self::sys::ring;
+pub(super) use self::{
+    processes::SIGNAL,
+    sys::{landlock_version, ring},
+};
 
 use serde::{Deserialize, Serialize};
 

@@ -18,6 +18,9 @@ use super::{
     sys::{INET, To, address, bind, on, socket, syscall},
 };
 
+/// Name of the attempt that only Landlock's scopes stop.
+pub(in crate::doctor) const SIGNAL: &str = "signal to another process";
+
 pub(super) fn attempts() -> Vec<Attempt> {
     let mut all = others();
     all.extend(daemon());
@@ -25,6 +28,10 @@ pub(super) fn attempts() -> Vec<Attempt> {
     all.push(Attempt::effect(Road::Privileges, "new privileges", |_| {
         let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
         !status.contains("NoNewPrivs:\t1")
+    }));
+    all.push(Attempt::effect(Road::Privileges, "unfiltered system calls", |_| {
+        let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+        !status.contains("Seccomp:\t2")
     }));
     all.push(Attempt::effect(Road::Privileges, "a program with the set-user-id bit", |t| {
         let output = Command::new(&t.other_user).arg("-u").output();
@@ -70,7 +77,7 @@ fn others() -> Vec<Attempt> {
         Attempt::effect(road, "environment of another process", |t| {
             fs::read(format!("/proc/{}/environ", t.outside)).is_ok()
         }),
-        Attempt::effect(road, "signal to another process", |t| {
+        Attempt::effect(road, SIGNAL, |t| {
             // SAFETY: a plain system call; signal 0 is only checked.
             unsafe { libc::kill(t.outside, 0) == 0 }
         }),

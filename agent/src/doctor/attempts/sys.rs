@@ -185,6 +185,12 @@ pub(super) fn on(fd: i32, level: i32, name: i32) -> i32 {
     option(fd, level, name, &1i32.to_ne_bytes())
 }
 
+/// Version of the kernel's Landlock: landlock_create_ruleset(2). 0 where it has none.
+pub(in crate::doctor) fn landlock_version() -> i32 {
+    const VERSION: usize = 1;
+    i32::try_from(raw_syscall(libc::SYS_landlock_create_ruleset, [0, 0, VERSION, 0, 0])).unwrap_or(0).max(0)
+}
+
 /// A ring with a kernel thread that outlives exec, for a session to inherit. `None` where the kernel gives none.
 pub(in crate::doctor) fn ring() -> Option<OwnedFd> {
     let mut parameters = [0u32; 30];

@@ -28,8 +28,8 @@ pub(super) struct Sniffer {
 pub(super) struct Seen {
     /// Number of its attempt, where it carries one.
     pub(super) number: Option<usize>,
-    /// Port that it is for, where it has one of the witness's.
-    pub(super) port: Option<u16>,
+    /// From which port to which of the witness's, where it is for one.
+    pub(super) flow: Option<(u16, u16)>,
 }
 
 impl Sniffer {
@@ -73,12 +73,12 @@ impl Sniffer {
                 return None;
             }
             if self.ports.contains(&to) && self.hosts.contains(&parsed.to) {
-                return Some(Seen { number, port: Some(to) });
+                return Some(Seen { number, flow: Some((from, to)) });
             }
         }
         let names = |group: Ipv4Addr| memchr::memmem::find(packet, &group.octets()).is_some();
         let joins = parsed.is_some_and(|p| p.protocol == IGMP && groups.into_iter().any(names));
-        (number.is_some() || joins).then_some(Seen { number, port: None })
+        (number.is_some() || joins).then_some(Seen { number, flow: None })
     }
 }
 

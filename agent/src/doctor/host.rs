@@ -1,0 +1,156 @@
+//! What this host can do, found by asking and by loading.
+
+use std::{
+    io,
+    time::{Duration, Instant, SystemTime},
+};
+
+use super::{Finding, attempts};
+use crate::{bpf, config::cgroup};
+
+/// Landlock as of which processes and abstract sockets outside are out of reach: `landlock(7)`, Linux 6.12.
+pub(super) const LANDLOCK_SCOPES: i32 = 6;
+/// Before this a clock was never set, after that it was set wrong: 2025-01-01 and 2100-01-01, in seconds.
+const YEARS: std::ops::Range<u64> = 1_735_689_600..4_102_444_800;
+/// How far wall and monotonic clock may part while doctor runs.
+const STEP: Duration = Duration::from_secs(1);
+
+/// When doctor began, by both clocks.
+#[derive(Debug)]
+pub struct Clocks {
+    wall: SystemTime,
+    monotonic: Instant,
+}
+
+impl Clocks {
+    /// Now.
+    pub fn now() -> Self {
+        Self { wall: SystemTime::now(), monotonic: Instant::now() }
+    }
+
+    /// Whether the time of day can be right, and did not jump since.
+    pub fn finding(&self) -> Finding {
+        let since_1970 = self.wall.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        let now = jiff::Timestamp::now().strftime("%Y-%m-%d %H:%M:%S UTC").to_string();
+        let fix = "set the clock (timedatectl set-ntp true) and restart the daemon";
+        if !YEARS.contains(&since_1970.as_secs()) {
+            let means = "times on record are wrong, certificates are refused, grants and sessions end at random";
+            return Finding::open("clock", format!("it is set to {now}"), means, fix);
+        }
+        let monotonic = self.monotonic.elapsed();
+        let wall = self.wall.elapsed().unwrap_or_default();
+        if wall.abs_diff(monotonic) > STEP {
+            let found = format!("it went {wall:.1?} while {monotonic:.1?} passed");
+            return Finding::open("clock", found, "times on record do not tell what came first", fix);
+        }
+        Finding::closed("clock", now)
+    }
+}
+
+/// What the kernel has.
+#[derive(Clone, Copy, Debug)]
+pub struct Features {
+    /// Landlock's version; 0 for none.
+    pub landlock: i32,
+    /// Whether it has hooks for unix sockets; `None` if that cannot be told.
+    pub unix_hooks: Option<bool>,
+}
+
+/// What the kernel has, and findings about it.
+pub fn features() -> (Features, Vec<Finding>) {
+    let landlock = attempts::landlock_version();
+    let (unix_hooks, hooks) = hooks();
+    let findings = vec![hooks, landlock_finding(landlock), seccomp(), cgroups()];
+    (Features { landlock, unix_hooks }, findings)
+}
+
+fn hooks() -> (Option<bool>, Finding) {
+    const CHECK: &str = "kernel hooks";
+    if !nix::unistd::geteuid().is_root() {
+        let means = "whether this kernel takes the programs is not known";
+        return (
+            None,
+            Finding::cannot(CHECK, "only root can load programs", means, "the right to look: run it with sudo"),
+        );
+    }
+    let probed = match bpf::probe() {
+        Ok(probed) => probed,
+        Err(error) => {
+            let mut found = error.to_string();
+            if let Some(cause) = io::Error::other(error).into_inner().and_then(|e| e.source().map(ToString::to_string))
+            {
+                found = format!("{found}: {cause}");
+            }
+            let means = "nothing can be enforced on this host";
+            return (
+                None,
+                Finding::open(CHECK, found, means, "use a kernel with CONFIG_CGROUP_BPF (Linux 5.8 or later)"),
+            );
+        }
+    };
+    let refused: Vec<&bpf::Probed> = probed.iter().filter(|probed| probed.refused.is_some()).collect();
+    let (unix, others): (Vec<&bpf::Probed>, Vec<_>) = refused.iter().partition(|probed| probed.hook.ends_with("_unix"));
+    let names = |list: &[&bpf::Probed]| list.iter().map(|probed| probed.hook).collect::<Vec<_>>().join(", ");
+    let loaded = format!("{} of {} load", probed.len() - refused.len(), probed.len());
+    let finding = match (&*others, &*unix) {
+        ([], []) => Finding::closed(CHECK, loaded),
+        ([], unix) => Finding::cannot(
+            CHECK,
+            format!("{loaded}; not {}", names(unix)),
+            "a session reaches every unix socket of the host that its user may: databases, D-Bus, docker.sock",
+            "hooks for unix sockets (Linux 6.7)",
+        ),
+        (others, _) => Finding::open(
+            CHECK,
+            format!("{loaded}; not {}", names(others)),
+            "the daemon does not start, and nothing runs",
+            "use a kernel that takes them (Linux 5.8 or later)",
+        ),
+    };
+    (Some(unix.is_empty()), finding)
+}
+
+fn landlock_finding(version: i32) -> Finding {
+    const CHECK: &str = "Landlock";
+    match version {
+        ..1 => Finding::open(
+            CHECK,
+            "the kernel has none",
+            "no session starts: processes outside of it would be within its reach",
+            "add `landlock` to the kernel's `lsm=` (Linux 5.13 or later)",
+        ),
+        1..LANDLOCK_SCOPES => Finding::cannot(
+            CHECK,
+            format!("version {version}"),
+            "a session can signal processes of its user outside of it",
+            format!("Landlock version {LANDLOCK_SCOPES} (Linux 6.12)"),
+        ),
+        _ => Finding::closed(CHECK, format!("version {version}")),
+    }
+}
+
+fn seccomp() -> Finding {
+    const ACTIONS: &str = "/proc/sys/kernel/seccomp/actions_avail";
+    let actions = std::fs::read_to_string(ACTIONS).unwrap_or_default();
+    if actions.split_whitespace().any(|action| action == "errno") {
+        return Finding::closed("seccomp", "the kernel filters system calls");
+    }
+    Finding::open(
+        "seccomp",
+        "the kernel does not filter system calls",
+        "no session starts: io_uring and other families of sockets pass every hook",
+        "use a kernel with CONFIG_SECCOMP_FILTER",
+    )
+}
+
+fn cgroups() -> Finding {
+    match cgroup::root() {
+        Ok(root) => Finding::closed("cgroup tree", root.display().to_string()),
+        Err(error) => Finding::open(
+            "cgroup tree",
+            error.to_string(),
+            "there is nothing to attach hooks to",
+            "mount one: mount -t cgroup2 cgroup2 /sys/fs/cgroup/unified",
+        ),
+    }
+}

@@ -1,0 +1,87 @@
+//! `portcullis doctor` on a whole daemon: what is closed it calls closed, and what was really opened it finds.
+
+use std::{fs, os::unix::fs::PermissionsExt, process::Output};
+
+use portcullis::doctor::{Finding, Grade};
+use portcullis_tests::{Daemon, Postgres, SHOP_POLICY};
+
+/// Hooks that are taken away.
+const GONE: [&str; 6] = ["egress", "ingress", "connect4", "sock_create", "sendmsg4", "connect_unix"];
+
+fn doctor(daemon: &Daemon) -> (Option<i32>, Vec<Finding>, Output) {
+    let output = daemon.cli(&["doctor", "--workload", "bot", "--json"]).expect("it runs");
+    let lines = String::from_utf8_lossy(&output.stdout).into_owned();
+    let findings = lines.lines().map(|line| serde_json::from_str(line).expect("a finding")).collect();
+    (output.status.code(), findings, output)
+}
+
+fn named<'a>(findings: &'a [Finding], check: &str) -> &'a Finding {
+    findings.iter().find(|finding| finding.check == check).unwrap_or_else(|| panic!("{check} in {findings:#?}"))
+}
+
+#[test]
+fn a_healthy_host_is_closed() {
+    let server = Postgres::start().expect("a server");
+    let daemon = Daemon::start(&server, SHOP_POLICY).expect("a daemon");
+    let (code, findings, output) = doctor(&daemon);
+    assert_eq!(code, Some(0), "{output:?}");
+    assert!(findings.iter().all(|finding| finding.grade == Grade::Closed), "{findings:#?}");
+    let tried: usize = findings.iter().filter_map(|finding| finding.attempts).sum();
+    assert!(tried >= 200, "{tried}");
+    assert!(findings.iter().all(|finding| finding.reached.is_empty()), "{findings:#?}");
+    // It leaves nothing behind but its session on record.
+    assert!(!daemon.pins().join("escape_decoy").exists());
+    assert!(daemon.ok(&["sessions"]).expect("sessions").contains("portcullis doctor"));
+}
+
+#[test]
+fn what_is_open_is_found_and_named() {
+    let server = Postgres::start().expect("a server");
+    let mut daemon = Daemon::start(&server, SHOP_POLICY).expect("a daemon");
+    fs::set_permissions(daemon.path("state"), fs::Permissions::from_mode(0o755)).expect("a mode");
+    // What somebody with root's powers might do, and what enforces nothing from then on.
+    let links = daemon.pins().join("links");
+    for cgroup in fs::read_dir(&links).expect("links").flatten() {
+        for hook in GONE {
+            fs::remove_file(cgroup.path().join(hook)).expect("a link");
+        }
+    }
+    fs::write(daemon.path("policies/bot.toml"), "[workload]\n").expect("a policy");
+    let (code, findings, output) = doctor(&daemon);
+    assert_eq!(code, Some(1), "{output:?}");
+    let open = |check: &str| {
+        let finding = named(&findings, check);
+        assert_eq!(finding.grade, Grade::Open, "{finding:?}");
+        assert!(finding.means.is_some() && finding.fix.is_some(), "{finding:?}");
+        finding
+    };
+    let hooks: Vec<&str> =
+        findings.iter().filter(|f| f.check == open("hooks and pins").check).map(|f| &*f.found).collect();
+    for hook in GONE {
+        let wanted = format!("`{hook}` is not attached");
+        assert!(hooks.iter().any(|found| found.contains(&wanted)), "{wanted} in {hooks:?}");
+    }
+    let state = daemon.path("state").display().to_string();
+    assert_eq!(open("permissions").fix.as_deref(), Some(&*format!("chmod 0700 {state}")));
+    assert!(open("policies").found.contains("refused") || open("policies").found.contains("does not load"));
+    // Watched from outside: what is open is reached.
+    for (road, attempt) in [
+        ("TCP", "tcp v4"),
+        ("UDP, ICMP, raw", "udp v4 sendto"),
+        ("unix sockets", "unix path stream"),
+        ("passed sockets", "socket given by another process"),
+    ] {
+        assert!(open(road).reached.iter().any(|name| name == attempt), "{attempt} in {:?}", open(road));
+    }
+    // And what these hooks have no part in is not.
+    for road in ["other families", "other processes", "cgroups", "namespaces", "kernel interfaces"] {
+        assert_eq!(named(&findings, road).grade, Grade::Closed, "{:?}", named(&findings, road));
+    }
+
+    daemon.kill().expect("it runs");
+    let output = daemon.cli(&["doctor"]).expect("it runs");
+    assert_eq!(output.status.code(), Some(4), "{output:?}");
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(text.contains("kernel hooks") && text.lines().all(|line| line.chars().count() <= 80), "{text}");
+    assert!(String::from_utf8_lossy(&output.stderr).contains("help:"), "{output:?}");
+}
