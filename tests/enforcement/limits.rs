@@ -2,6 +2,7 @@
 
 use std::{
     fs,
+    io::BufRead,
     os::unix::process::ExitStatusExt,
     path::{Path, PathBuf},
     process::Output,
@@ -110,7 +111,7 @@ fn events(daemon: &Daemon, name: &str) -> Option<u64> {
 
 #[test]
 fn when_the_time_of_a_session_is_over_its_processes_are_killed() {
-    let mut daemon = daemon("limits = { wall = '1s' }");
+    let mut daemon = daemon("limits = { wall = '2s' }");
     // A child that left its parent and its terminal goes the same way.
     let script = "setsid sleep 600 & exec sleep 600";
     let output = daemon.governed("sh", &["-c", script]).expect("a command").output().expect("it runs");
@@ -127,10 +128,13 @@ fn when_the_time_of_a_session_is_over_its_processes_are_killed() {
     assert!(eventually(|| left(&daemon).is_empty()), "{:?}", left(&daemon));
 
     // Also when it runs out while no daemon runs.
-    let mut child = daemon.governed("sleep", &["600"]).expect("a command").spawn().expect("it runs");
-    assert!(eventually(|| !left(&daemon).is_empty()));
+    let mut command = daemon.governed("sh", &["-c", "echo ready; exec sleep 600"]).expect("a command");
+    let mut child = command.stdout(std::process::Stdio::piped()).spawn().expect("it runs");
+    let mut line = String::new();
+    std::io::BufReader::new(child.stdout.take().expect("piped")).read_line(&mut line).expect("text");
+    assert_eq!(line, "ready\n");
     daemon.kill().expect("killed");
-    std::thread::sleep(std::time::Duration::from_millis(1200));
+    std::thread::sleep(std::time::Duration::from_millis(2200));
     let early = child.try_wait().expect("a child");
     assert!(early.is_none_or(|status| status.signal() == Some(SIGKILL)), "{early:?}");
     daemon.launch().expect("a daemon");
