@@ -87,6 +87,13 @@ pub struct Hits {
     pub detectors: SmallVec<[Arc<str>; 4]>,
 }
 
+/// Its key is nobody's to see.
+impl std::fmt::Debug for MaskSet {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("MaskSet").field("columns", &self.columns.len()).finish_non_exhaustive()
+    }
+}
+
 impl Hits {
     /// Counts one masked value.
     pub fn add(&mut self, label: &Arc<str>) {

@@ -85,7 +85,7 @@ fn any_column_may_be_named_where_a_pattern_ends_in_a_wildcard() {
 fn a_bad_pattern_is_named() {
     for pattern in ["", "a..b", "\"open", "a.***"] {
         let spec = MaskSpec { columns: vec![pattern.into()], detect: vec![], with: MaskWith::Null };
-        let error = MaskSet::compile(&[spec], KEY).err().expect(pattern);
+        let error = MaskSet::compile(&[spec], KEY).expect_err(pattern);
         assert!(error.to_string().contains(&format!("`{pattern}`")), "{error}");
     }
 }

@@ -11,6 +11,7 @@ use std::{
     time::Instant,
 };
 
+use bytes::Bytes;
 use futures_util::future::BoxFuture;
 
 use super::{
@@ -84,11 +85,11 @@ impl Gate {
     }
 
     /// Judges what only prepares a command, which will be judged again, and recorded, when it runs: refused only if it could
-    /// never run. A refusal is recorded.
-    pub fn prepare(&self, command: Command) -> Begun {
-        match self.cx.decide(&command.action) {
-            Decision::Allow(_) | Decision::Hold(_) => Begun::Ready(Ok(Permit { bytes: command.bytes, seq: 0 })),
-            Decision::Suggest(_) | Decision::Deny(_) => self.begin(command),
+    /// never run. A refusal is recorded, and only for that the whole `command` is made.
+    pub fn prepare(&self, action: &Action, bytes: Bytes, command: impl FnOnce(Bytes) -> Command) -> Begun {
+        match self.cx.decide(action) {
+            Decision::Allow(_) | Decision::Hold(_) => Begun::Ready(Ok(Permit { bytes, seq: 0 })),
+            Decision::Suggest(_) | Decision::Deny(_) => self.begin(command(bytes)),
         }
     }
 

@@ -118,7 +118,9 @@ impl NameState {
     /// force finds the same: the command may fail, and what comes behind it in the pipeline runs all the same.
     pub fn follow(&mut self, statements: &[StatementInfo]) {
         for statement in statements {
-            self.temporary.merge(&statement.reshape.split().0);
+            if !statement.reshape.is_empty() {
+                self.temporary.merge(&statement.reshape.split().0);
+            }
             match &statement.kind {
                 StatementKind::Set { name, value, local, .. } if name == "search_path" => {
                     let path = match value {

@@ -10,9 +10,13 @@ use std::{
 
 use bytes::Bytes;
 
-use super::codec::{Field, Format};
+use super::{
+    codec::{Field, Format},
+    mask::Plan,
+};
 use crate::{
     action::{Action, Facts, Part, Target, Verb},
+    mask::MaskSet,
     sql::{StatementInfo, StatementKind},
     wire::Charge,
 };
@@ -27,13 +31,17 @@ pub struct Prepared {
     /// What it would do, under the names of `epoch`.
     pub action: Action,
     /// What it is.
-    pub statements: Vec<StatementInfo>,
+    pub statements: Arc<[StatementInfo]>,
     /// What the hash of a command covers of it.
     pub essence: Bytes,
     /// When its names were resolved.
     pub epoch: u64,
     /// Its result columns, once described.
     pub described: Described,
+    /// Whether its computed columns may derive from masked ones, under the masks that this was asked for.
+    pub taint: Memo<(Arc<MaskSet>, bool)>,
+    /// What its last rows were masked by.
+    pub last: Memo<Arc<Planned>>,
     /// Its memory.
     pub charge: Charge,
 }
@@ -41,6 +49,46 @@ pub struct Prepared {
 /// Bytes that a prepared statement may take: its text, and about seven times as much for what is known about it.
 pub fn weight(sql: &str, essence: &[u8]) -> usize {
     sql.len() * 8 + essence.len()
+}
+
+/// The plan of a statement's rows, and all that it follows from.
+#[derive(Debug)]
+pub struct Planned {
+    /// The masks.
+    pub masks: Arc<MaskSet>,
+    /// The catalogue and what is in flux: see [`super::names::NameState::epoch`].
+    pub epoch: u64,
+    /// Whether computed columns were hidden.
+    pub tainted: bool,
+    /// The columns as described.
+    pub fields: Arc<[Field]>,
+    /// Their formats.
+    pub formats: Vec<Format>,
+    /// The plan.
+    pub plan: Arc<Plan>,
+    /// Names of the columns.
+    pub names: Vec<Arc<str>>,
+}
+
+/// Something that is worked out again only where what it follows from has changed.
+#[derive(Debug)]
+pub struct Memo<T>(Mutex<Option<T>>);
+
+impl<T> Default for Memo<T> {
+    fn default() -> Self {
+        Self(Mutex::new(None))
+    }
+}
+
+impl<T: Clone> Memo<T> {
+    /// What was worked out last, if it still `fits`, else it anew.
+    pub fn get(&self, fits: impl FnOnce(&T) -> bool, anew: impl FnOnce() -> T) -> T {
+        let mut last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        match &*last {
+            Some(value) if fits(value) => value.clone(),
+            _ => last.insert(anew()).clone(),
+        }
+    }
 }
 
 /// The columns of a result, once the server has told them.
@@ -68,8 +116,8 @@ pub struct Portal {
     pub formats: Vec<Format>,
     /// What the hash of a command covers of its Bind.
     pub essence: Bytes,
-    /// Its parameters, for people.
-    pub parameters: Arc<str>,
+    /// The statement and its parameters, for people.
+    pub text: Arc<str>,
     /// Whether Execute was permitted on it already.
     pub running: std::sync::atomic::AtomicBool,
     /// A description was asked for, by the client or by us.
@@ -167,7 +215,7 @@ impl Registry {
 fn merge(map: &mut HashMap<String, Arc<Prepared>>, name: String, mut new: Prepared) {
     if let Some(old) = map.get(&name) {
         append(&mut new.action, &old.action);
-        new.statements.extend(old.statements.iter().cloned());
+        new.statements = new.statements.iter().chain(&*old.statements).cloned().collect();
     }
     map.insert(name, Arc::new(new));
 }

@@ -14,10 +14,10 @@ use super::{
     pending::{Copying, Expect, Op, Tally},
 };
 use crate::{
-    action::{Action, ProtocolId, Target, Verb},
+    action::{Action, Verb},
     protocol::postgres::{
         deny::{self, Message},
-        prepared::{Described, Prepared, weight},
+        prepared::{Described, Memo, Prepared, weight},
     },
     session::{Begun, HoldNotice, Permit, Refusal},
     sql::{self, StatementInfo, StatementKind},
@@ -76,7 +76,7 @@ impl Relay {
             }
         };
         match then {
-            Then::Query { statements, sql, action } => self.forward_query(permit, &statements, &sql, action)?,
+            Then::Query { statements, sql, action } => self.forward_query(permit, statements, &sql, action)?,
             Then::Parse { name, prepared } => {
                 self.upstream_queue().forward(permit);
                 let previous = self.registry.statements.insert(name.clone(), Arc::new(prepared));
@@ -91,12 +91,13 @@ impl Relay {
                 portal.running.store(true, Ordering::Relaxed);
                 let statement = Arc::clone(&portal.statement);
                 self.remember(&statement.statements, &statement.sql, &statement.action)?;
-                let op = self.op(&permit, &statement.statements, &statement.action);
+                let tainted = self.tainted_prepared(&statement);
+                let op = Self::op(&permit, Arc::clone(&statement.statements), tainted);
                 self.upstream_queue().forward(permit);
                 self.owed.push_back(Expect::Execute { op: Box::new(op), portal });
             }
             Then::Function => {
-                let op = self.op(&permit, &[], &Action::opaque(ProtocolId::Postgres, Target::new("function")));
+                let op = Self::op(&permit, Arc::from([]), true);
                 self.upstream_queue().forward(permit);
                 self.owed.push_back(Expect::Function(Box::new(op)));
             }
@@ -107,12 +108,13 @@ impl Relay {
     fn forward_query(
         &mut self,
         permit: Permit,
-        statements: &[StatementInfo],
+        statements: Arc<[StatementInfo]>,
         sql: &Arc<str>,
         action: Action,
     ) -> Result<(), Stop> {
-        self.remember(statements, sql, &action)?;
-        let mut op = self.op(&permit, statements, &action);
+        self.remember(&statements, sql, &action)?;
+        let tainted = self.tainted(&statements, &action);
+        let mut op = Self::op(&permit, statements, tainted);
         op.judged = Some(action);
         self.upstream_queue().forward(permit);
         self.owed.push_back(Expect::Query(Box::new(op)));
@@ -121,7 +123,7 @@ impl Relay {
 
     /// Follows what a command changes in the session: path, prepared statements, cursors.
     fn remember(&mut self, statements: &[StatementInfo], sql: &Arc<str>, action: &Action) -> Result<(), Stop> {
-        for statement in statements {
+        for statement in statements.iter().filter(|statement| !statement.reshape.is_empty()) {
             self.changes.begin(&statement.reshape.split().1);
         }
         self.names.follow(statements);
@@ -144,10 +146,12 @@ impl Relay {
                 shape: sql::shape(text).into(),
                 // The whole command's action: never less than the inner statement's.
                 action: action.clone(),
-                statements: sql::classify(text, &self.names.names()).statements,
+                statements: sql::classify(text, &self.names.names()).statements.into(),
                 essence: Bytes::copy_from_slice(text.as_bytes()),
                 epoch: self.names.epoch(),
                 described: Described::default(),
+                taint: Memo::default(),
+                last: Memo::default(),
                 charge: self.cx.memory.charge(weight(sql, text.as_bytes()) + taken)?,
             };
             if cursor {
@@ -159,7 +163,7 @@ impl Relay {
         Ok(())
     }
 
-    fn op(&self, permit: &Permit, statements: &[StatementInfo], action: &Action) -> Op {
+    fn op(permit: &Permit, statements: Arc<[StatementInfo]>, tainted: bool) -> Op {
         let copies: VecDeque<_> = statements
             .iter()
             .filter_map(|statement| match &statement.kind {
@@ -171,8 +175,8 @@ impl Relay {
             seq: permit.seq(),
             since: Instant::now(),
             judged: None,
-            tainted: self.tainted(statements, action),
-            statements: statements.to_vec(),
+            tainted,
+            statements,
             copies,
             copying: Copying::No,
             data: permit.data_right(),
@@ -198,6 +202,17 @@ impl Relay {
         action.parts.iter().any(|(verb, _)| matches!(verb, Verb::Execute | Verb::Unknown))
             || statements.iter().any(opaque)
             || self.registry.named(statements).any(|prepared| prepared.statements.iter().any(opaque))
+    }
+
+    /// The same of a prepared statement.
+    fn tainted_prepared(&self, statement: &Prepared) -> bool {
+        let masks = &self.masker.masks;
+        let anew = || self.tainted(&statement.statements, &statement.action);
+        if self.registry.named(&statement.statements).next().is_some() {
+            // What the names stand for may change.
+            return anew();
+        }
+        statement.taint.get(|(under, _)| Arc::ptr_eq(under, masks), || (Arc::clone(masks), anew())).1
     }
 
     /// Makes the upstream refuse in this place, and remembers what to tell the client then.

@@ -21,7 +21,7 @@ use crate::{
         catalog::AGE,
         codec::{self, Bind, Execute, Format, Frame, Malformed, Named, Parse, put, put_cstr},
         names::NameState,
-        prepared::{Described, Portal, Prepared, weight},
+        prepared::{Described, Memo, Portal, Prepared, weight},
     },
     session::{Begun, Command, Inert, Refusal, SessionError, Standing},
     sql::{self, Classified, Reshape, SettingRule, StatementInfo, StatementKind, setting_rule},
@@ -34,7 +34,7 @@ const FRESH: Duration = Duration::from_secs(2);
 /// What to do when the gate permits.
 pub(super) enum Then {
     /// A simple Query.
-    Query { statements: Vec<StatementInfo>, sql: Arc<str>, action: Action },
+    Query { statements: Arc<[StatementInfo]>, sql: Arc<str>, action: Action },
     /// Parse of a statement.
     Parse { name: String, prepared: Prepared },
     /// Bind of a portal.
@@ -201,7 +201,7 @@ impl Relay {
             Some(why) => self.gate.refuse_by_protocol(command, "pinned settings", why),
             None => self.gate.begin(command),
         };
-        self.begun(begun, Then::Query { statements: classified.statements, sql: text, action })
+        self.begun(begun, Then::Query { statements: classified.statements.into(), sql: text, action })
     }
 
     /// A command whose text is not UTF-8: nobody can judge it.
@@ -245,25 +245,28 @@ impl Relay {
         let prepared = Prepared {
             sql: parse.sql.into(),
             shape: sql::shape(parse.sql).into(),
-            action: action.clone(),
-            statements: classified.statements,
+            action,
+            statements: classified.statements.into(),
             essence: frame.bytes().slice_ref(parse.essence),
             epoch: self.names.epoch(),
             described: Described::default(),
+            taint: Memo::default(),
+            last: Memo::default(),
             charge: self.cx.memory.charge(weight(parse.sql, parse.essence))?,
         };
         let name = parse.name.to_owned();
-        let command = Command {
-            action,
-            hash: *blake3::hash(frame.bytes()).as_bytes(),
+        let command = |bytes: Bytes| Command {
+            action: prepared.action.clone(),
+            hash: *blake3::hash(&bytes).as_bytes(),
             text: Arc::clone(&prepared.sql),
             shape: Arc::clone(&prepared.shape),
-            bytes: frame.into_bytes(),
+            bytes,
             standing: Standing::New,
         };
+        let bytes = frame.into_bytes();
         let begun = match Self::pinned(&prepared.statements) {
-            Some(why) => self.gate.refuse_by_protocol(command, "pinned settings", why),
-            None => self.gate.prepare(command),
+            Some(why) => self.gate.refuse_by_protocol(command(bytes), "pinned settings", why),
+            None => self.gate.prepare(&prepared.action, bytes, command),
         };
         self.begun(begun, Then::Parse { name, prepared })
     }
@@ -282,19 +285,23 @@ impl Relay {
             return Ok(());
         };
         let statement = self.current(statement)?;
-        let parameters = describe_parameters(&bind);
+        let text = if bind.parameters.is_empty() {
+            Arc::clone(&statement.sql)
+        } else {
+            format!("{}\n-- {}", statement.sql, describe_parameters(&bind)).into()
+        };
         let portal = Portal {
             formats: bind.formats,
             essence: frame.bytes().slice_ref(bind.essence),
-            parameters: parameters.into(),
+            text,
             running: AtomicBool::new(false),
             described: AtomicBool::new(false),
             statement: Arc::clone(&statement),
             charge: self.cx.memory.charge(bind.essence.len())?,
         };
         let name = bind.portal.to_owned();
-        let command = self.portal_command(&portal, &[], frame.into_bytes());
-        let begun = self.gate.prepare(command);
+        let action = &portal.statement.action;
+        let begun = self.gate.prepare(action, frame.into_bytes(), |bytes| portal_command(&portal, &[], bytes));
         self.begun(begun, Then::Bind { name, portal })
     }
 
@@ -315,30 +322,10 @@ impl Relay {
             essence: statement.essence.clone(),
             epoch: self.names.epoch(),
             described: Described::default(),
+            taint: Memo::default(),
+            last: Memo::default(),
             charge: self.cx.memory.charge(statement.charge.bytes())?,
         }))
-    }
-
-    fn portal_command(&self, portal: &Portal, execute: &[u8], bytes: Bytes) -> Command {
-        let statement = &portal.statement;
-        let mut hash = blake3::Hasher::new();
-        for part in [&statement.essence[..], &portal.essence[..], execute] {
-            hash.update(&(part.len() as u64).to_be_bytes());
-            hash.update(part);
-        }
-        let text = if portal.parameters.is_empty() {
-            Arc::clone(&statement.sql)
-        } else {
-            format!("{}\n-- {}", statement.sql, portal.parameters).into()
-        };
-        Command {
-            action: statement.action.clone(),
-            bytes,
-            text,
-            shape: Arc::clone(&statement.shape),
-            hash: *hash.finalize().as_bytes(),
-            standing: Standing::New,
-        }
     }
 
     fn describe(&mut self, frame: &Frame) -> Result<(), Stop> {
@@ -366,7 +353,7 @@ impl Relay {
             self.refuse(missing(format!("portal \"{}\" does not exist", execute.portal)), true);
             return Ok(());
         };
-        let mut command = self.portal_command(&portal, &execute.max_rows.to_be_bytes(), frame.bytes().clone());
+        let mut command = portal_command(&portal, &execute.max_rows.to_be_bytes(), frame.bytes().clone());
         if portal.running.load(Ordering::Relaxed) {
             command.standing = Standing::Continues;
         }
@@ -438,6 +425,24 @@ impl Relay {
     }
 }
 
+/// A portal as it would run, or be bound where `execute` is empty.
+fn portal_command(portal: &Portal, execute: &[u8], bytes: Bytes) -> Command {
+    let statement = &portal.statement;
+    let mut hash = blake3::Hasher::new();
+    for part in [&statement.essence[..], &portal.essence[..], execute] {
+        hash.update(&(part.len() as u64).to_be_bytes());
+        hash.update(part);
+    }
+    Command {
+        action: statement.action.clone(),
+        bytes,
+        text: Arc::clone(&portal.text),
+        shape: Arc::clone(&statement.shape),
+        hash: *hash.finalize().as_bytes(),
+        standing: Standing::New,
+    }
+}
+
 fn malformed<T>(read: Result<T, Malformed>) -> Result<T, Stop> {
     read.map_err(|error| SessionError::Client(error.to_string()))
 }
@@ -455,10 +460,12 @@ fn empty_prepared() -> Prepared {
         sql: "".into(),
         shape: "".into(),
         action: Action::opaque(ProtocolId::Postgres, Target::new("sql:not-utf8")),
-        statements: Vec::new(),
+        statements: Arc::from([]),
         essence: Bytes::new(),
         epoch: 0,
         described: Described::default(),
+        taint: Memo::default(),
+        last: Memo::default(),
         charge: Charge::default(),
     }
 }

@@ -87,7 +87,7 @@ pub struct Op {
     /// When it was forwarded.
     pub since: Instant,
     /// What it runs, for names and masks.
-    pub statements: Vec<StatementInfo>,
+    pub statements: Arc<[StatementInfo]>,
     /// What was judged, of a simple Query.
     pub judged: Option<Action>,
     /// Its computed columns may derive from masked ones.

@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use super::{
     Known, Relay, Stop,
-    pending::{Asker, Expect},
+    pending::{Asker, Expect, Op},
     server::unexpected,
 };
 use crate::{
@@ -12,6 +12,7 @@ use crate::{
     protocol::postgres::{
         codec::{self, Field, Frame, format_of},
         mask::{self, Plan, Rule},
+        prepared::{Planned, Portal},
     },
     session::SessionError,
     wire::Rewrite,
@@ -116,36 +117,60 @@ impl Relay {
 
     /// The plan of the rows of an Execute: the statement's columns in the portal's formats.
     fn plan_of_execute(&mut self) -> Result<(), Stop> {
-        let (fields, formats, tainted, statement) = match self.owed.front() {
-            Some(Expect::Execute { op, portal }) if op.plan.is_none() => {
-                let fields = portal.statement.described.fields();
-                let fields = fields.ok_or_else(|| SessionError::Upstream("rows came without a description".into()))?;
-                (fields, portal.formats.clone(), op.tainted, Arc::clone(&portal.statement))
-            }
+        let planned = match self.owed.front() {
+            Some(Expect::Execute { op, portal }) if op.plan.is_none() => self.planned(portal, op.tainted)?,
             _ => return Ok(()),
         };
-        let mut plan = self.plan(&fields, tainted, &statement.action);
-        for (i, column) in plan.columns.iter_mut().enumerate() {
-            column.format = format_of(&formats, i).ok_or_else(|| unexpected(b'D'))?;
-        }
         if let Some(op) = self.owed.front_mut().and_then(Expect::op_mut) {
-            op.plan = Some(Arc::new(plan));
-            op.tally.columns = fields.iter().map(|f| f.name.as_str().into()).collect();
+            op.plan = Some(Arc::clone(&planned.plan));
+            op.tally.columns.clone_from(&planned.names);
         }
         Ok(())
     }
 
+    fn planned(&self, portal: &Portal, tainted: bool) -> Result<Arc<Planned>, Stop> {
+        let (statement, masks, epoch) = (&portal.statement, &self.masker.masks, self.names.epoch());
+        let fields = statement.described.fields();
+        let fields = fields.ok_or_else(|| SessionError::Upstream("rows came without a description".into()))?;
+        if fields.iter().enumerate().any(|(i, _)| format_of(&portal.formats, i).is_none()) {
+            return Err(unexpected(b'D'));
+        }
+        let fits = |last: &Arc<Planned>| {
+            Arc::ptr_eq(&last.masks, masks)
+                && last.epoch == epoch
+                && last.tainted == tainted
+                && Arc::ptr_eq(&last.fields, &fields)
+                && last.formats == portal.formats
+        };
+        Ok(statement.last.get(fits, || {
+            let mut plan = self.plan(&fields, tainted, &statement.action);
+            for (i, column) in plan.columns.iter_mut().enumerate() {
+                column.format = format_of(&portal.formats, i).unwrap_or(column.format);
+            }
+            Arc::new(Planned {
+                masks: Arc::clone(masks),
+                epoch,
+                tainted,
+                fields: Arc::clone(&fields),
+                formats: portal.formats.clone(),
+                plan: Arc::new(plan),
+                names: fields.iter().map(|f| f.name.as_str().into()).collect(),
+            })
+        }))
+    }
+
     pub(super) fn data_row(&mut self, frame: Frame) -> Result<(), Stop> {
         self.plan_of_execute()?;
-        let masker = self.masker.clone();
-        let samples = self.cx.limits().sample_rows;
-        let op = self.current_op(b'D')?;
-        let plan = op.plan.clone().ok_or_else(|| SessionError::Upstream("rows came without a description".into()))?;
+        let Self { owed, masker, client, cx, .. } = self;
+        let op = owed.front_mut().and_then(Expect::op_mut).ok_or_else(|| unexpected(b'D'))?;
+        let Op { plan: Some(plan), tally, .. } = op else {
+            return Err(SessionError::Upstream("rows came without a description".into()));
+        };
         let rewritten = if masker.is_idle() {
             Rewrite::Pass
         } else {
             masker
-                .row(&plan, frame.body(), &mut op.tally.hits)
+                .row(plan, frame.body(), &mut tally.hits)
                 .map_err(|_| SessionError::Upstream("a row does not fit its description".into()))?
         };
         let bytes = match rewritten {
@@ -153,12 +178,12 @@ impl Relay {
             Rewrite::Replace(bytes) => bytes,
             Rewrite::Drop => return Ok(()),
         };
-        op.tally.rows += 1;
-        op.tally.bytes += bytes.len() as u64;
-        if op.tally.sample.len() < samples {
-            op.tally.sample.push(mask::sample(Some(&plan), &bytes));
+        tally.rows += 1;
+        tally.bytes += bytes.len() as u64;
+        if tally.sample.len() < cx.limits().sample_rows {
+            tally.sample.push(mask::sample(Some(plan), &bytes));
         }
-        self.client.output.push(bytes);
+        client.output.push(bytes);
         Ok(())
     }
 }

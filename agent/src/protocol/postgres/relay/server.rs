@@ -84,7 +84,7 @@ impl Relay {
         {
             op.tally.rows = n;
         }
-        let confirmed = match op.statements.as_slice() {
+        let confirmed = match &*op.statements {
             [one] => Some(one.clone()),
             _ => None,
         };
