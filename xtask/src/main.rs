@@ -1,5 +1,6 @@
 //! `cargo xtask`: what the project needs beside `cargo build`. One file per subcommand.
 
+mod bench;
 mod build;
 mod build_ebpf;
 mod demo;
@@ -22,6 +23,8 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
+    /// Run a benchmark
+    Bench(bench::Arguments),
     /// Install what building and testing need and this machine lacks
     Setup(setup::Arguments),
     /// Build the BPF object
@@ -40,6 +43,7 @@ enum Command {
 
 fn main() -> anyhow::Result<()> {
     match Arguments::parse().command {
+        Command::Bench(arguments) => bench::run(&arguments),
         Command::Setup(arguments) => setup::run(&arguments),
         Command::BuildEbpf => build_ebpf::run().map(|_| ()),
         Command::Build(arguments) => build::run(&arguments).map(|_| ()),
