@@ -11,6 +11,7 @@ mod package;
 mod setup;
 mod shell;
 mod test;
+mod vm;
 
 use clap::{Parser, Subcommand};
 
@@ -39,6 +40,8 @@ enum Command {
     Fuzz(fuzz::Arguments),
     /// Set up, build and run the tests
     Test(test::Arguments),
+    /// Run commands in a virtual machine with Debian's kernel
+    Vm(vm::Arguments),
 }
 
 fn main() -> anyhow::Result<()> {
@@ -51,5 +54,6 @@ fn main() -> anyhow::Result<()> {
         Command::Package(arguments) => package::run(&arguments).map(|_| ()),
         Command::Fuzz(arguments) => fuzz::run(&arguments),
         Command::Test(arguments) => test::run(&arguments),
+        Command::Vm(arguments) => vm::run(&arguments),
     }
 }

@@ -2,6 +2,10 @@
 //!
 //! The suites that need no root run as an unprivileged user even when this runs as root, so that a test which only
 //! passes for root is found. The others need root and fail without it: nothing is skipped.
+//!
+//! `--kernel 6.1` runs the suite `enforcement` on that kernel, in a virtual machine.
+
+mod machine;
 
 use std::{
     fs,
@@ -55,6 +59,17 @@ const SUITES: &[Suite] = &[
 pub struct Arguments {
     /// Suites to run; all if none is named
     suites: Vec<String>,
+    /// Run the suite `enforcement` on this kernel, in a virtual machine
+    #[arg(long)]
+    kernel: Option<Kernel>,
+}
+
+/// A kernel that is not this host's.
+#[derive(Clone, Copy, clap::ValueEnum)]
+enum Kernel {
+    /// Debian 12's
+    #[value(name = "6.1")]
+    Debian12,
 }
 
 /// Runs the suites.
@@ -63,13 +78,20 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         let names: Vec<_> = SUITES.iter().map(|suite| suite.name).collect();
         ensure!(names.contains(&name.as_str()), "there is no suite `{name}`; there are: {}", names.join(", "));
     }
+    if arguments.kernel.is_some() {
+        ensure!(arguments.suites == ["enforcement"], "on another kernel, only the suite `enforcement` runs");
+    }
     setup::run(&setup::Arguments { build_only: false })?;
     build::run(&build::Arguments { debug: true })?;
     let chosen = |suite: &&Suite| arguments.suites.is_empty() || arguments.suites.iter().any(|n| n == suite.name);
     let (mut passed, mut failed) = (0, Vec::new());
     for suite in SUITES.iter().filter(chosen) {
         println!("\n== {}", suite.name);
-        let tally = if suite.name == "lint" { lint() } else { suite_run(suite)? };
+        let tally = match (suite.name, arguments.kernel) {
+            ("lint", _) => lint(),
+            (_, None) => suite_run(suite)?,
+            (_, Some(Kernel::Debian12)) => machine::tests(&build_tests(suite)?)?,
+        };
         println!("== {}: {} passed, {} failed", suite.name, tally.passed, tally.failed.len());
         passed += tally.passed;
         failed.extend(tally.failed.into_iter().map(|name| format!("{}: {name}", suite.name)));
@@ -168,31 +190,55 @@ fn run_binary(binary: &Path, user: User, tally: &mut Tally) -> Result<()> {
     command.env("PORTCULLIS_TOOLS", setup::tools());
     command.stdin(Stdio::null()).stdout(Stdio::piped());
     let mut child = command.spawn().context("cannot start a test binary")?;
-    let before = tally.failed.len();
-    let mut summaries = 0;
+    let mut reader = Reader::new(tally);
     for line in BufReader::new(child.stdout.take().context("no output")?).lines() {
-        let line = line?;
-        println!("{line}");
-        if let Some(name) = failed_test(&line) {
-            tally.failed.push(name.to_owned());
-        }
-        if let Some((passed, failed)) = counts(&line) {
-            tally.passed += passed;
-            // Whatever the lines above looked like, none is lost.
-            while (tally.failed.len() - before) < usize::try_from(failed)? {
-                tally.failed.push("a test that is not named".to_owned());
-            }
-            summaries += 1;
-        }
+        reader.line(&line?);
     }
     let status = child.wait()?;
     fs::remove_dir_all(&place)?;
-    // A binary that died without its last line failed in whatever it was doing.
-    if summaries == 0 || (!status.success() && tally.failed.len() == before) {
-        println!("the test binary ended with {status}");
-        tally.failed.push(format!("the test binary ended with {status}"));
-    }
+    reader.end(1, status.success(), &status.to_string());
     Ok(())
+}
+
+/// Prints what test binaries say, and counts.
+struct Reader<'a> {
+    tally: &'a mut Tally,
+    /// How many had failed before the binary that speaks.
+    before: usize,
+    /// How many had failed before the first.
+    start: usize,
+    summaries: usize,
+}
+
+impl<'a> Reader<'a> {
+    fn new(tally: &'a mut Tally) -> Self {
+        let start = tally.failed.len();
+        Self { tally, before: start, start, summaries: 0 }
+    }
+
+    fn line(&mut self, line: &str) {
+        println!("{line}");
+        if let Some(name) = failed_test(line) {
+            self.tally.failed.push(name.to_owned());
+        }
+        if let Some((passed, failed)) = counts(line) {
+            self.tally.passed += passed;
+            // Whatever the lines above looked like, none is lost.
+            while ((self.tally.failed.len() - self.before) as u64) < failed {
+                self.tally.failed.push("a test that is not named".to_owned());
+            }
+            self.before = self.tally.failed.len();
+            self.summaries += 1;
+        }
+    }
+
+    /// So many binaries have ended, and how. One that died without its last line failed in whatever it was doing.
+    fn end(self, binaries: usize, success: bool, status: &str) {
+        if self.summaries < binaries || (!success && self.tally.failed.len() == self.start) {
+            println!("the test binary ended with {status}");
+            self.tally.failed.push(format!("the test binary ended with {status}"));
+        }
+    }
 }
 
 /// `test masks::a ... FAILED`.
@@ -218,7 +264,26 @@ fn counts(line: &str) -> Option<(u64, u64)> {
 
 #[cfg(test)]
 mod tests {
-    use super::{counts, failed_test};
+    use super::{Reader, Tally, counts, failed_test};
+
+    #[test]
+    fn a_binary_without_a_last_line_failed() {
+        let counted = |lines: &[&str], binaries, success| {
+            let mut tally = Tally::default();
+            let mut reader = Reader::new(&mut tally);
+            lines.iter().for_each(|line| reader.line(line));
+            reader.end(binaries, success, "status");
+            (tally.passed, tally.failed.join(", "))
+        };
+        let (ok, bad) = ("test result: ok. 2 passed; 0 failed;", "test result: FAILED. 1 passed; 1 failed;");
+        let died = "the test binary ended with status".to_owned();
+        assert_eq!(counted(&[ok], 1, true), (2, String::new()));
+        assert_eq!(counted(&["test a ... FAILED", bad], 1, false), (1, "a".into()));
+        assert_eq!(counted(&[bad, bad], 2, false), (2, "a test that is not named, a test that is not named".into()));
+        assert_eq!(counted(&["test a ... ok"], 1, true), (0, died.clone()));
+        assert_eq!(counted(&[ok], 2, true), (2, died.clone()));
+        assert_eq!(counted(&[ok], 1, false), (2, died));
+    }
 
     #[test]
     fn closing_lines_are_read() {
