@@ -13,7 +13,11 @@ const ENOSYS: i32 = 38;
 const EAFNOSUPPORT: i32 = 97;
 
 fn confined(user: &str, command: &[&str]) -> Output {
-    Command::new(PROBE).args(["confined", user]).args(command).current_dir("/").output().expect("the probe")
+    confine_by("confined", user, command)
+}
+
+fn confine_by(how: &str, user: &str, command: &[&str]) -> Output {
+    Command::new(PROBE).args([how, user]).args(command).current_dir("/").output().expect("the probe")
 }
 
 fn text(output: &Output) -> String {
@@ -89,8 +93,36 @@ fn only_internet_and_unix_sockets_are_made() {
 }
 
 #[test]
-fn ordinary_programs_run() {
+fn where_no_hook_judges_unix_sockets_only_pairs_that_stay_together_are_made() {
+    use std::os::{
+        linux::net::SocketAddrExt,
+        unix::net::{SocketAddr, UnixListener},
+    };
+    let name = format!("portcullis-test-pairs-{}", std::process::id());
+    let outside = UnixListener::bind_addr(&SocketAddr::from_abstract_name(&name).expect("a name")).expect("a socket");
+    outside.set_nonblocking(true).expect("a socket");
+    let script = "import errno, socket, sys\n\
+        for flags in 0, socket.SOCK_CLOEXEC, socket.SOCK_NONBLOCK:\n\
+        \x20for kind in range(16):\n\
+        \x20 for make, pair in (socket.socket, False), (socket.socketpair, True):\n\
+        \x20  try: made = make(socket.AF_UNIX, kind | flags); code = 0\n\
+        \x20  except OSError as e: code = e.errno\n\
+        \x20  stays = pair and kind in (socket.SOCK_STREAM, socket.SOCK_SEQPACKET)\n\
+        \x20  assert code == (0 if stays else errno.EAFNOSUPPORT), (kind, flags, pair, code)\n\
+        for end in socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM):\n\
+        \x20try: end.connect('\\0' + sys.argv[1]); raise SystemExit('connected elsewhere')\n\
+        \x20except OSError as e: assert e.errno == errno.EISCONN, e\n\
+        print('ok')";
     for user in ["-", NOBODY] {
+        let output = confine_by("confined-without-hooks", user, &["/usr/bin/python3", "-c", script, &name]);
+        assert_eq!(text(&output), "ok\n", "{output:?}");
+    }
+    assert!(outside.accept().is_err(), "somebody came");
+}
+
+#[test]
+fn ordinary_programs_run() {
+    for (how, user) in ["confined", "confined-without-hooks"].into_iter().flat_map(|how| [(how, "-"), (how, NOBODY)]) {
         for command in [
             &["bash", "-c", "a=$(echo x | cat); (sleep 0 & wait); echo ok $a"][..],
             &[
@@ -102,7 +134,7 @@ fn ordinary_programs_run() {
             &["git", "-c", "core.pager=cat", "--version"],
             &["psql", "--version"],
         ] {
-            let output = confined(user, command);
+            let output = confine_by(how, user, command);
             let text = text(&output);
             assert!(
                 text.starts_with("ok") || text.contains("version") || text.contains("PostgreSQL"),

@@ -110,7 +110,7 @@ fn a_second_redirector_is_refused_above_below_and_beside() {
     }
     let own = other.cgroup("enforcer");
     assert!(other.tell(&format!("govern {}", own.display())).contains("must not lie in one another"));
-    assert_eq!(world.tell("verify"), "");
+    world.assert_well();
     assert!(world.act("agents/one", &["connect", "192.0.2.1:1"]).starts_with("ok "));
 }
 

@@ -49,7 +49,7 @@ fn a_new_enforcer_takes_over_and_forgets_the_old_ones_sessions() {
     // Pinned hooks are taken over before anything is governed again.
     assert_eq!(world.act("agents/one", &["connect", ADDRESSES[0]]), ECONNREFUSED, "the session is not known any more");
     world.govern();
-    assert_eq!(world.tell("verify"), "");
+    world.assert_well();
     assert_eq!(world.act("agents/one", &["connect", ADDRESSES[0]]), ECONNREFUSED);
     world.allow("one");
     for address in ADDRESSES {
@@ -57,7 +57,7 @@ fn a_new_enforcer_takes_over_and_forgets_the_old_ones_sessions() {
     }
     // Governing again changes nothing.
     world.govern();
-    assert_eq!(world.tell("verify"), "");
+    world.assert_well();
 }
 
 #[test]
@@ -78,7 +78,7 @@ fn there_is_no_moment_without_enforcement() {
         world.start();
         world.govern();
         world.allow("one");
-        assert_eq!(world.tell("verify"), "");
+        world.assert_well();
         // It is the redirect that kept the hammers from the servers.
         assert!(eventually(|| world.tell("seen").contains(&v4.address)), "the hammers connect");
     }
@@ -111,7 +111,7 @@ fn a_lost_link_or_a_deleted_cgroup_is_noticed() {
     assert!(world.tell("verify").contains("`egress` is not attached"));
     // Governing again repairs it.
     world.govern();
-    assert_eq!(world.tell("verify"), "");
+    world.assert_well();
 
     for child in ["agents/one", "agents/two", "agents"] {
         std::fs::remove_dir(world.cgroup(child)).expect("it is empty");
@@ -121,6 +121,6 @@ fn a_lost_link_or_a_deleted_cgroup_is_noticed() {
     assert!(world.tell("verify").contains("was deleted"), "another cgroup at the same path is not governed");
     world.govern();
     world.allow("one");
-    assert_eq!(world.tell("verify"), "");
+    world.assert_well();
     assert!(world.act("agents/one", &["connect", ADDRESSES[0]]).starts_with("ok "));
 }

@@ -106,6 +106,16 @@ impl World {
         assert_eq!(self.tell(&format!("allow {id}")), "ok");
     }
 
+    /// Nothing is wrong; where the kernel has no hooks for unix sockets, nothing but that, which is named.
+    pub fn assert_well(&mut self) {
+        let problems = self.tell("verify");
+        if kernel_judges_unix() {
+            assert_eq!(problems, "");
+        } else {
+            assert!(problems.starts_with(NOT_JUDGED) && !problems.contains("; "), "{problems}");
+        }
+    }
+
     /// One line to the enforcer, and its answer.
     pub fn tell(&mut self, line: &str) -> String {
         let enforcer = self.enforcer.as_mut().expect("an enforcer");
@@ -188,6 +198,16 @@ fn remove(cgroup: &Path) -> std::io::Result<()> {
     }
     fs::remove_dir(cgroup)
 }
+
+/// Whether this kernel has hooks for unix sockets, by its own types [Linux 6.7].
+pub fn kernel_judges_unix() -> bool {
+    const NAME: &[u8] = b"BPF_CGROUP_UNIX_CONNECT";
+    let types = fs::read("/sys/kernel/btf/vmlinux").expect("the kernel tells its types");
+    types.windows(NAME.len()).any(|name| name == NAME)
+}
+
+/// How the product says that the kernel has none.
+pub const NOT_JUDGED: &str = "unix sockets of the host are not refused: this kernel cannot (Linux 6.7 can)";
 
 /// Waits for something that must come true; false if it does not in ten seconds.
 pub fn eventually(mut done: impl FnMut() -> bool) -> bool {

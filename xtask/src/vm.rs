@@ -57,7 +57,7 @@ SuccessAction=poweroff-force
 FailureAction=poweroff-force
 [Service]
 Type=oneshot
-ExecStart=/bin/sh -c 'until [ -c /dev/virtio-ports/out ]; do sleep 0.1; done; /bin/sh -e /share/run > /dev/virtio-ports/out 2>&1; echo $? > /share/exit; sync'
+ExecStart=/bin/sh -c 'until [ -c /dev/virtio-ports/out ]; do sleep 0.1; done; { /bin/sh -e /share/run 2>&1; echo $? > /share/exit; } | cat > /dev/virtio-ports/out; sync'
 END
 cat > etc/systemd/system/vm.target <<'END'
 [Unit]
@@ -175,7 +175,9 @@ impl Machine {
     fn boot(&self, share: &Path, console: &Path) -> Result<Child> {
         let processors = thread::available_parallelism().map_or(1, usize::from).to_string();
         let option = |option: &str, path: &Path| format!("{option}={}", path.display());
-        let mut qemu = Command::new("qemu-system-x86_64");
+        // It ends with us, also where we are killed.
+        let mut qemu = Command::new("setpriv");
+        qemu.args(["--pdeathsig", "KILL", "--", "qemu-system-x86_64"]);
         if has_kvm() {
             qemu.args(["-accel", "kvm", "-cpu", "host"]);
         } else {

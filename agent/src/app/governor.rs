@@ -9,7 +9,7 @@ use std::{
 
 use arc_swap::ArcSwap;
 
-use crate::{config::cgroup, control::peer::Fence, identity::Session, policy::PolicySet};
+use crate::{bpf::UnixHooks, config::cgroup, control::peer::Fence, identity::Session, policy::PolicySet};
 
 /// What the daemon asks of the kernel side. Implemented by `bpf::Kernel`; a trait so that the order of steps is tested
 /// without root.
@@ -22,6 +22,8 @@ pub(super) trait Enforcement: Send + Sync {
     fn set_unix_paths(&self, cgroup_id: u64, paths: &[&str]) -> Result<(), Box<dyn std::error::Error + Send + Sync>>;
     /// Lets an allowed session reach every unix socket in this folder, which is its own.
     fn set_unix_folder(&self, cgroup_id: u64, folder: &str) -> Result<(), Box<dyn std::error::Error + Send + Sync>>;
+    /// Whether the kernel judges unix sockets.
+    fn unix_hooks(&self) -> UnixHooks;
     /// Refuses it everything again.
     fn forget_session(&self, cgroup_id: u64) -> Result<(), Box<dyn std::error::Error + Send + Sync>>;
 }
@@ -41,6 +43,10 @@ impl Enforcement for crate::bpf::Kernel {
 
     fn set_unix_folder(&self, cgroup_id: u64, folder: &str) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
         Ok(self.set_unix_folder(cgroup_id, folder)?)
+    }
+
+    fn unix_hooks(&self) -> UnixHooks {
+        self.unix_hooks()
     }
 
     fn forget_session(&self, cgroup_id: u64) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {

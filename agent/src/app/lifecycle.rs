@@ -263,6 +263,7 @@ impl Lifecycle {
             now: SystemTime::now(),
         };
         Opened {
+            unix: self.governor.kernel().unix_hooks(),
             session: session.id.to_string(),
             cgroup: format!("/{}", relative.display()),
             cgroup_dir: session.cgroup_path.clone(),

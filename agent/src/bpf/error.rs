@@ -141,7 +141,7 @@ pub enum Problem {
         /// Why not.
         why: String,
     },
-    /// The kernel has no hooks for unix sockets: governed processes reach them all.
+    /// The kernel has no hooks for unix sockets: governed processes that our launcher did not confine reach them all.
     Unix {
         /// What it said.
         why: String,
@@ -194,7 +194,11 @@ impl fmt::Display for Problem {
             }
             Self::Unknown { cgroup, why } => write!(f, "{} cannot be checked: {why}", cgroup.display()),
             Self::Unix { why } => {
-                write!(f, "unix sockets of the host are not refused: this kernel cannot (Linux 6.7 can): {why}")
+                write!(
+                    f,
+                    "unix sockets of the host are not refused: this kernel cannot (Linux 6.7 can), so sessions of \
+                     `portcullis run` make none, whatever their policies list: {why}"
+                )
             }
             Self::Enforcer => write!(f, "the enforcer's own hook is not attached; connections are refused"),
             Self::PrivateMount { dir } => {

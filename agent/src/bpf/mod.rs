@@ -31,6 +31,7 @@ pub use origin::{Origin, OriginError};
 pub use portcullis_ebpf::{HEARTBEAT_STALE_NS, Reason};
 pub use probe::{Probed, probe};
 pub use refusals::{Refusal, Refusals, WatchedRefusals};
+pub use unix::UnixHooks;
 
 use std::{
     collections::BTreeMap,
@@ -262,6 +263,11 @@ impl Kernel {
     /// the session's alone, and mounted so that symbolic links in it are not followed.
     pub fn set_unix_folder(&self, cgroup_id: u64, folder: &str) -> Result<(), BpfError> {
         self.maps.unix.set_folder(cgroup_id, folder)
+    }
+
+    /// Whether this kernel judges unix sockets.
+    pub fn unix_hooks(&self) -> UnixHooks {
+        if self.no_unix.is_none() { UnixHooks::Attached } else { UnixHooks::Missing }
     }
 
     /// Tells the programs that the enforcer is alive. They refuse every connect when they have not heard for two seconds.

@@ -2,7 +2,7 @@
 //!
 //! `aya` knows neither hook, so it loads everything else, and this module relocates and loads these two against the same
 //! pinned maps. Where the kernel has no such hooks, or does not tell where it keeps a peer's name, [`super::Kernel::verify`]
-//! says so: unix sockets are then open, and for the launcher to close.
+//! says so: unix sockets are then open, and the launcher lets a session make none.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashSet},
@@ -12,6 +12,7 @@ use std::{
 
 use aya::maps::{Array, HashMap, MapData};
 use portcullis_ebpf::{UNIX_CONTEXT_WORDS, UNIX_PATH_MAX, UNIX_PATH_ROOM, UnixPath, UnixPlaces};
+use serde::{Deserialize, Serialize};
 
 use super::{
     BpfError, btf,
@@ -20,6 +21,17 @@ use super::{
     pins::Pins,
     sys,
 };
+
+/// Whether the kernel's hooks judge to which unix sockets a session connects.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum UnixHooks {
+    /// They do [Linux 6.7].
+    Attached,
+    /// They do not, so a session must have no socket that could be connected.
+    #[default]
+    Missing,
+}
 
 /// Where a kernel shows its types.
 const KERNEL_TYPES: &str = "/sys/kernel/btf/vmlinux";

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, path::PathBuf};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
-use crate::launch::room::Room;
+use crate::{bpf::UnixHooks, launch::room::Room};
 
 /// Version of this protocol. A daemon answers another version with an error that names both.
 pub const VERSION: u32 = 2;
@@ -119,6 +119,8 @@ pub struct Opened {
     pub controllers: BTreeMap<String, String>,
     /// What it is to see of the host's files.
     pub room: Room,
+    /// Whether the kernel judges its unix sockets; if not, it must be able to make none.
+    pub unix: UnixHooks,
     /// When it ends, RFC 3339.
     pub ends_at: Option<String>,
     /// Variables to set.

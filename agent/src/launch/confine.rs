@@ -18,11 +18,15 @@ use std::io;
 use caps::{CapSet, Capability, CapsHashSet};
 use nix::unistd::{Gid, Uid};
 
+use crate::bpf::UnixHooks;
+
 /// How to confine.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Settings {
     /// The user to become; absent, the process stays who it is.
     pub user: Option<User>,
+    /// Whether the kernel judges unix sockets. If not, none can be made but pairs that stay with each other.
+    pub unix: UnixHooks,
 }
 
 /// A user to become.
@@ -101,7 +105,7 @@ pub fn confine(settings: &Settings) -> Result<(), ConfineError> {
     if std::fs::read_dir("/proc/self/task").map_or(0, Iterator::count) != 1 {
         return Err(ConfineError::Threads);
     }
-    let filters = filter::filters().map_err(ConfineError::Filter)?;
+    let filters = filter::filters(settings.unix).map_err(ConfineError::Filter)?;
     let stays_root = match &settings.user {
         Some(user) => user.uid == 0,
         None => Uid::current().is_root() || Uid::effective().is_root(),

@@ -200,6 +200,7 @@ mod tests {
                 sockets: "/run/p/session".into(),
                 keep: Vec::new(),
             },
+            unix: crate::bpf::UnixHooks::Attached,
             ends_at: None,
             env,
             unset: vec!["EXTRA_TOKEN".into()],

@@ -146,7 +146,8 @@ fn become_command(socket: &Path, what: Launch) -> Result<Infallible, LaunchError
         None => (nix::unistd::getuid().as_raw(), nix::unistd::getgid().as_raw()),
     };
     room::enter(&opened.room, uid, gid)?;
-    confine::confine(&confine::Settings { user: target.map(Into::into) }).map_err(LaunchError::Confine)?;
+    confine::confine(&confine::Settings { user: target.map(Into::into), unix: opened.unix })
+        .map_err(LaunchError::Confine)?;
     let source = command.exec();
     Err(LaunchError::Exec { command: program.to_string_lossy().into_owned(), source })
 }

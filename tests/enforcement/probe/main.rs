@@ -12,7 +12,10 @@ mod unix;
 use std::{env, fs, os::unix::process::CommandExt, path::Path, process::Command};
 
 use anyhow::{Context, Result, bail};
-use portcullis::launch::confine::{Settings, User, confine};
+use portcullis::{
+    bpf::UnixHooks,
+    launch::confine::{Settings, User, confine},
+};
 
 fn main() -> Result<()> {
     let arguments: Vec<String> = env::args().skip(1).collect();
@@ -27,13 +30,14 @@ fn main() -> Result<()> {
             join(Path::new(cgroup))?;
             client::act(action)
         }
-        // confined UID|- PROGRAM ARGUMENTS...
-        ["confined", user, program, ref arguments @ ..] => {
+        // confined|confined-without-hooks UID|- PROGRAM ARGUMENTS...
+        [how @ ("confined" | "confined-without-hooks"), user, program, ref arguments @ ..] => {
             let user = match user {
                 "-" => None,
                 uid => uid.parse().ok().map(|uid| User { uid, gid: uid, groups: vec![uid] }),
             };
-            confine(&Settings { user })?;
+            let unix = if how == "confined" { UnixHooks::Attached } else { UnixHooks::Missing };
+            confine(&Settings { user, unix })?;
             Err(Command::new(program).args(arguments).exec()).context("exec")
         }
         ["act", ref action @ ..] => client::act(action),

@@ -10,6 +10,8 @@ use seccompiler::{
     SeccompFilter, SeccompRule,
 };
 
+use crate::bpf::UnixHooks;
+
 type Rules = BTreeMap<i64, Vec<SeccompRule>>;
 
 /// Refused with EPERM.
@@ -68,6 +70,12 @@ const UNKNOWN: &[libc::c_long] =
 /// Address families that the cgroup hooks see, or that stay on the host.
 const FAMILIES: [i32; 3] = [libc::AF_UNIX, libc::AF_INET, libc::AF_INET6];
 
+/// Types of unix sockets that, made as a pair, stay with each other. A datagram socket may send elsewhere.
+const PAIRED: [i32; 2] = [libc::SOCK_STREAM, libc::SOCK_SEQPACKET];
+
+/// Where a type ends and its flags begin: `SOCK_TYPE_MASK` of linux/net.h.
+const TYPES: u64 = 0xf;
+
 /// Requests that type into, or paste from, the terminal: into the shell of whoever started the command.
 const TERMINAL: [u64; 2] = [0x5412, 0x541c]; // TIOCSTI, TIOCLINUX
 
@@ -75,7 +83,7 @@ const TERMINAL: [u64; 2] = [0x5412, 0x541c]; // TIOCSTI, TIOCLINUX
 const NAMESPACES: [i32; 2] = [libc::CLONE_NEWUSER, libc::CLONE_NEWNET];
 
 /// All filters, to be installed in this order. Each is one kind of refusal.
-pub(super) fn filters() -> Result<Vec<BpfProgram>, seccompiler::Error> {
+pub(super) fn filters(unix: UnixHooks) -> Result<Vec<BpfProgram>, seccompiler::Error> {
     let mut forbidden: Rules = FORBIDDEN.iter().map(|call| (*call, Vec::new())).collect();
     let namespaces = NAMESPACES.map(|flag| flag as u64);
     forbidden.insert(libc::SYS_clone, flags(0, &namespaces)?);
@@ -85,11 +93,15 @@ pub(super) fn filters() -> Result<Vec<BpfProgram>, seccompiler::Error> {
         TERMINAL.iter().map(|request| rule(vec![condition(1, Cmp::Eq, *request)?])).collect::<Result<_, _>>()?,
     );
     let unknown = UNKNOWN.iter().map(|call| (*call, Vec::new())).collect();
+    let mut sockets = families(&FAMILIES)?;
+    if unix == UnixHooks::Missing {
+        refuse_unix(&mut sockets)?;
+    }
     Ok(vec![
         #[cfg(target_arch = "x86_64")]
         x32(),
         compiled(unknown, libc::ENOSYS)?,
-        compiled(families(&FAMILIES)?, libc::EAFNOSUPPORT)?,
+        compiled(sockets, libc::EAFNOSUPPORT)?,
         compiled(forbidden, libc::EPERM)?,
     ])
 }
@@ -123,6 +135,17 @@ fn families(allowed: &[i32]) -> Result<Rules, seccompiler::Error> {
         sockets.insert(call, vec![rule(others)?]);
     }
     Ok(sockets)
+}
+
+/// Of unix sockets, lets only pairs be made that stay with each other.
+fn refuse_unix(sockets: &mut Rules) -> Result<(), seccompiler::Error> {
+    let unix = || condition(0, Cmp::Eq, libc::AF_UNIX as u64);
+    sockets.entry(libc::SYS_socket).or_default().push(rule(vec![unix()?])?);
+    for kind in (0..=TYPES).filter(|kind| !PAIRED.iter().any(|paired| *paired as u64 == *kind)) {
+        let refused = rule(vec![unix()?, condition(1, Cmp::MaskedEq(TYPES), kind)?])?;
+        sockets.entry(libc::SYS_socketpair).or_default().push(refused);
+    }
+    Ok(())
 }
 
 fn compiled(rules: Rules, errno: i32) -> Result<BpfProgram, seccompiler::Error> {

@@ -5,10 +5,12 @@ use super::*;
 
 #[test]
 fn filters_are_valid_and_short_enough_for_the_kernel() {
-    let filters = filter::filters().unwrap();
-    assert!(filters.len() >= 3);
-    // BPF_MAXINSNS
-    assert!(filters.iter().all(|filter| !filter.is_empty() && filter.len() < 4096));
+    for hooks in [UnixHooks::Attached, UnixHooks::Missing] {
+        let filters = filter::filters(hooks).unwrap();
+        assert!(filters.len() >= 3);
+        // BPF_MAXINSNS
+        assert!(filters.iter().all(|filter| !filter.is_empty() && filter.len() < 4096));
+    }
 }
 
 #[test]
