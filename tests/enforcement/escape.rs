@@ -215,6 +215,13 @@ struct User {
     command: Command,
 }
 
+/// A policy whose sessions are root of a user namespace of their own.
+fn rooted(daemon: &Daemon) -> String {
+    let policy = fs::read_to_string(daemon.path("policies/bot.toml")).expect("the policy");
+    let policy = policy.replacen("name = \"bot\"", "name = \"rooted\"", 1).replacen("/bot/*", "/rooted/*", 1);
+    policy.replacen("autonomy =", "private_tmp = true\nuser = \"root\"\nautonomy =", 1)
+}
+
 /// A held command, and the client that waits for it.
 fn hold(daemon: &Daemon, server: &Postgres) -> (Child, String) {
     let url = format!("host=127.0.0.1 port={} dbname=shop user=agent", server.port);
@@ -228,7 +235,11 @@ fn hold(daemon: &Daemon, server: &Postgres) -> (Child, String) {
 #[test]
 fn no_attempt_reaches_anything() {
     let server = Postgres::start().expect("a server");
-    let daemon = Daemon::start(&server, SHOP_POLICY).expect("a daemon");
+    // Below the host's own, and of no other test.
+    let own = 1_879_190_000;
+    let settings = format!("[sessions]\nuids = \"{own}-{}\"\n", own + 9);
+    let daemon = Daemon::start_with(&server, SHOP_POLICY, &settings).expect("a daemon");
+    daemon.add_policy("rooted", &rooted(&daemon)).expect("a policy");
     let status: serde_json::Value =
         serde_json::from_str(&daemon.ok(&["status", "--json"]).expect("well")).expect("JSON");
     let listen = status["listen"].as_array().expect("a list").iter().filter_map(|address| address.as_str());
@@ -259,7 +270,10 @@ fn no_attempt_reaches_anything() {
     let run = ["run", "--workload", "bot", "--i-know-root-escapes", "--intent", "escape", "--", &program];
     let mut as_root = daemon.command(&run).expect("a command");
     as_root.args(attempts);
-    // Root of a user namespace has its place before the last.
+    // In its own temporary folders, so what it runs and aims at comes along with the folder that it works in.
+    let rooted = ["run", "--workload", "rooted", "--intent", "escape", "--", &program];
+    let mut rooted = daemon.command(&rooted).expect("a command");
+    rooted.args(attempts).current_dir(witness.folder());
     let users = [
         User { name: "free", column: Column::Free(&["anyone"]), command: nobody },
         User { name: "free root", column: Column::Free(&["anyone", "root"]), command: root },
@@ -268,6 +282,7 @@ fn no_attempt_reaches_anything() {
             column: Column::Promised,
             command: daemon.governed(&program, &attempts).expect("a command"),
         },
+        User { name: "own root", column: Column::Promised, command: rooted },
         User { name: "root", column: Column::Listed, command: as_root },
     ];
     let names: Vec<String> = attempts::all().into_iter().map(|attempt| attempt.name).collect();

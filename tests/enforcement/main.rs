@@ -14,4 +14,5 @@ mod room;
 mod survival;
 mod told;
 mod unix;
+mod users;
 mod world;

@@ -36,6 +36,17 @@ impl Daemon {
         Self::start_for(server.port, &server.ca().display().to_string(), policy, "")
     }
 
+    /// The same with further settings at the end.
+    pub fn start_with(server: &Postgres, policy: &str, settings: &str) -> Result<Self> {
+        Self::start_for(server.port, &server.ca().display().to_string(), policy, settings)
+    }
+
+    /// Adds the policy of another workload, and puts it in force.
+    pub fn add_policy(&self, name: &str, policy: &str) -> Result<()> {
+        fs::write(self.path(&format!("policies/{name}.toml")), policy)?;
+        self.ok(&["reload"]).map(drop)
+    }
+
     /// The same without a server, and with further settings at the end: for what never connects.
     pub fn start_alone(policy: &str, settings: &str) -> Result<Self> {
         Self::start_for(9, "/dev/null", policy, settings)

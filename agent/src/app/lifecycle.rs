@@ -10,10 +10,16 @@ use std::{
     io,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
-    time::{Duration, SystemTime},
+    time::Duration,
 };
 
-use super::{governor::Governor, limits, namespaces::Namespaces};
+use super::{
+    asked,
+    governor::Governor,
+    limits,
+    namespaces::Namespaces,
+    uids::{Taken, Uids},
+};
 use crate::{
     config::Settings,
     control::{
@@ -21,16 +27,13 @@ use crate::{
         server::Caller,
     },
     identity::{self, EndReason, Expiry, Home, LostSession, NewSession, Session},
-    launch::{self, room::Room},
-    policy::{Filesystem, LimitSpec, Temporary, WorkloadSpec},
+    policy::{LimitSpec, RunAs, Temporary, WorkloadSpec},
     record::{Event, EventBody},
     session::House,
 };
 
 /// Time between looks at which sessions have no process left.
 pub(super) const SWEEP: Duration = Duration::from_millis(500);
-/// Longest intent, in bytes.
-const MAX_INTENT: usize = 8 << 10;
 /// Longest command line that is recorded, in bytes.
 const MAX_COMMAND: usize = 128 << 10;
 
@@ -40,6 +43,7 @@ pub(super) struct Lifecycle {
     governor: Arc<Governor>,
     settings: Arc<Settings>,
     namespaces: Namespaces,
+    uids: Arc<Uids>,
     /// Ids whose launcher is not in yet: an empty cgroup does not end them.
     starting: Mutex<HashSet<Arc<str>>>,
     /// Cgroups of ended sessions that could not be removed yet.
@@ -53,7 +57,15 @@ impl Lifecycle {
         settings: Arc<Settings>,
         namespaces: Namespaces,
     ) -> Self {
-        Self { house, governor, settings, namespaces, starting: Mutex::default(), leftover: Mutex::default() }
+        Self {
+            house,
+            governor,
+            settings,
+            namespaces,
+            uids: Arc::default(),
+            starting: Mutex::default(),
+            leftover: Mutex::default(),
+        }
     }
 
     /// Makes a session for the caller and moves the calling process into it.
@@ -69,8 +81,9 @@ impl Lifecycle {
             let message = format!("`{}` is a workload of cgroups that others make", workload.name);
             return Err(Failure::new(Code::Denied, message).help(format!("start it in `{}`", workload.cgroup)));
         }
-        let intent = intent(&asked, workload)?;
-        let ttl = ttl(asked.ttl_seconds, workload)?;
+        asked::may_launch(caller.peer.uid, workload)?;
+        let intent = asked::intent(&asked, workload)?;
+        let ttl = asked::ttl(asked.ttl_seconds, workload)?;
         if asked.command.is_empty() || asked.command.iter().map(String::len).sum::<usize>() > MAX_COMMAND {
             return Err(Failure::new(Code::Usage, format!("a command line has 1 to {MAX_COMMAND} bytes")));
         }
@@ -86,17 +99,15 @@ impl Lifecycle {
                 Failure::new(Code::Failed, message)
                     .help("end the pattern with `/*`, and give no two workloads the same")
             })?;
-        if caller.peer.uid != 0 && (workload.temporary, workload.filesystem) != (Temporary::Shared, Filesystem::Host) {
-            let message = format!(
-                "the policy gives sessions of `{}` files of their own, which only root can arrange",
-                workload.name
-            );
-            return Err(Failure::new(Code::Denied, message).help("run it with sudo and `--user NAME`"));
-        }
-        let sockets = self.sockets().map_err(failed)?;
-        let operator = match &asked.user {
-            Some(user) => format!("{} as {user}", caller.person.name),
-            None => caller.person.name.clone(),
+        let taken = match workload.run_as {
+            RunAs::Caller => None,
+            RunAs::Dedicated | RunAs::Root => Some(self.take_uid().await?),
+        };
+        let uid = taken.as_ref().map(|taken| taken.uid);
+        let operator = match (uid, &asked.user) {
+            (Some(uid), _) => format!("{} as the session's own user {uid}", caller.person.name),
+            (None, Some(user)) => format!("{} as {user}", caller.person.name),
+            (None, None) => caller.person.name.clone(),
         };
         let path = self.governor.root().join(&relative);
         std::fs::create_dir(&path)
@@ -113,6 +124,7 @@ impl Lifecycle {
             expiry: if workload.limits.wall.is_some() { Expiry::Kill } else { Expiry::Refuse },
             home: Home::Made,
             temporary: workload.temporary,
+            uid,
             command: asked.command,
             operator,
         };
@@ -121,7 +133,11 @@ impl Lifecycle {
             Err(failure) => Err(failure),
         };
         match begun {
-            Ok((session, others)) => Ok(self.opened(&session, &relative, &others, sockets, workload)),
+            Ok((session, others)) => {
+                let cgroup = format!("/{}", relative.display());
+                let unix = self.governor.kernel().unix_hooks();
+                asked::opened(&self.settings, workload, &session, cgroup, &others, unix).map_err(failed)
+            }
             Err(failure) => {
                 self.remove(path);
                 Err(failure)
@@ -158,6 +174,12 @@ impl Lifecycle {
             return Ok(());
         }
         Err(Failure::new(Code::Failed, "as many sessions run as may (`limits.sessions`)"))
+    }
+
+    async fn take_uid(&self) -> Result<Taken, Failure> {
+        let (uids, range, sessions) = (self.uids.clone(), self.settings.sessions.uids, self.house.sessions.clone());
+        let taken = tokio::task::spawn_blocking(move || uids.take(range, &sessions)).await.map_err(failed)?;
+        taken.map_err(|error| Failure::new(Code::Failed, error.to_string()).help(error.help()))
     }
 
     fn limit(&self, relative: &Path, limits: &LimitSpec) -> Result<limits::Others, Failure> {
@@ -232,52 +254,11 @@ impl Lifecycle {
         self.governor.kernel().allow_session(session.cgroup_id)?;
         if session.temporary == Temporary::Private {
             // As clients will write it: the launcher is given the same.
-            let folder = self.sockets()?;
+            let folder = asked::sockets(&self.settings)?;
             let folder = folder.to_str().ok_or("the runtime folder's name is not text")?;
             self.governor.kernel().set_unix_folder(session.cgroup_id, &format!("{folder}/"))?;
         }
         self.governor.give_unix(&self.house.policies, session)
-    }
-
-    /// The folder for a session's own unix sockets, without links on the way.
-    fn sockets(&self) -> io::Result<PathBuf> {
-        std::fs::canonicalize(self.settings.sockets_dir())
-    }
-
-    fn opened(
-        &self,
-        session: &Session,
-        relative: &Path,
-        others: &limits::Others,
-        sockets: PathBuf,
-        workload: &WorkloadSpec,
-    ) -> Opened {
-        let facts = launch::environment::Facts {
-            session: &session.id,
-            workload: &session.workload,
-            intent: session.intent.as_deref(),
-            trace_id: &session.trace_id,
-            ca: &self.settings.ca_file(),
-            bundle: &self.settings.bundle_file(),
-            sockets: (session.temporary == Temporary::Private).then_some(&*sockets),
-            now: SystemTime::now(),
-        };
-        Opened {
-            unix: self.governor.kernel().unix_hooks(),
-            session: session.id.to_string(),
-            cgroup: format!("/{}", relative.display()),
-            cgroup_dir: session.cgroup_path.clone(),
-            controllers: others.iter().map(|(name, other)| ((*name).into(), other.path.clone())).collect(),
-            room: Room {
-                temporary: session.temporary,
-                filesystem: workload.filesystem,
-                sockets: sockets.clone(),
-                keep: vec![self.settings.runtime_dir.clone()],
-            },
-            ends_at: session.ends_at.and_then(|at| jiff::Timestamp::try_from(at).ok()).map(|at| at.to_string()),
-            env: launch::environment::variables(&facts),
-            unset: Vec::new(),
-        }
     }
 
     /// Takes a session's rights, if it is live. Idempotent.
@@ -426,32 +407,6 @@ impl<'a> Starting<'a> {
 impl Drop for Starting<'_> {
     fn drop(&mut self) {
         lock(self.set).remove(&self.id);
-    }
-}
-
-fn intent(asked: &OpenSession, workload: &WorkloadSpec) -> Result<Option<Arc<str>>, Failure> {
-    let intent = asked.intent.as_deref().map(str::trim).filter(|intent| !intent.is_empty());
-    match intent {
-        None if workload.require_intent => {
-            Err(Failure::new(Code::Denied, format!("the policy of `{}` asks for an intent", workload.name))
-                .help("add `--intent 'what it is for'`"))
-        }
-        Some(intent) if intent.len() > MAX_INTENT || intent.contains('\0') => {
-            Err(Failure::new(Code::Usage, format!("an intent has at most {MAX_INTENT} bytes, and no NUL")))
-        }
-        intent => Ok(intent.map(Into::into)),
-    }
-}
-
-fn ttl(asked: Option<u64>, workload: &WorkloadSpec) -> Result<Option<Duration>, Failure> {
-    let asked = asked.map(Duration::from_secs);
-    match (asked, workload.ttl) {
-        (Some(asked), _) if asked.is_zero() => Err(Failure::new(Code::Usage, "a session must live some time")),
-        (Some(asked), Some(most)) if asked > most => {
-            let message = format!("the policy lets sessions of `{}` live {} seconds", workload.name, most.as_secs());
-            Err(Failure::new(Code::Denied, message).help("ask for less with `--ttl`, or leave it out"))
-        }
-        (asked, most) => Ok([asked.or(most), workload.limits.wall].into_iter().flatten().min()),
     }
 }
 

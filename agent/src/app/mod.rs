@@ -5,6 +5,7 @@
 //! and is recorded.
 
 mod accept;
+mod asked;
 mod claims;
 pub mod cli;
 mod daemon;
@@ -20,3 +21,4 @@ mod namespaces;
 mod policies;
 mod refusals;
 mod supervisor;
+mod uids;

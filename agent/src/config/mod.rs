@@ -9,6 +9,7 @@ mod diagnose;
 #[cfg(test)]
 #[expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 mod tests;
+mod uids;
 
 use std::{
     fmt, io,
@@ -20,6 +21,8 @@ use std::{
 use serde::{Deserialize, Deserializer, de::Error as _};
 
 use crate::policy::Reviewer;
+
+pub use uids::UidRange;
 
 /// Where settings are looked for when `--config` does not say.
 pub const DEFAULT_FILE: &str = "/etc/portcullis/portcullis.toml";
@@ -48,6 +51,8 @@ pub struct Settings {
     pub limits: LimitSection,
     /// The record.
     pub record: RecordSection,
+    /// What sessions share out.
+    pub sessions: SessionSection,
 }
 
 impl Default for Settings {
@@ -63,6 +68,7 @@ impl Default for Settings {
             control: Control::default(),
             limits: LimitSection::default(),
             record: RecordSection::default(),
+            sessions: SessionSection::default(),
         }
     }
 }
@@ -229,6 +235,15 @@ pub struct RecordSection {
     pub dir: Option<PathBuf>,
     /// Size at which a segment is sealed, in bytes; the recorder's default where absent.
     pub segment_bytes: Option<u64>,
+}
+
+/// What sessions share out.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct SessionSection {
+    /// Users, and groups of the same numbers, for sessions that get one of their own (`user` of a policy): such as
+    /// `"59000-59999"`. Nothing else on the host may use them. Absent, such sessions are refused.
+    pub uids: Option<UidRange>,
 }
 
 /// Settings that could not be had.

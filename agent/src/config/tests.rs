@@ -57,6 +57,8 @@ fn every_key_is_taken() {
         connections = 5
         sessions = 6
         drain = "1m 30s"
+        [sessions]
+        uids = "59000-59999"
         [record]
         dir = "/t/rec"
         segment_bytes = 1048576
@@ -66,6 +68,7 @@ fn every_key_is_taken() {
     .unwrap();
     assert_eq!(settings.listen.v4.to_string(), "127.0.0.5:0");
     assert_eq!(settings.listen.v6, None);
+    assert_eq!(settings.sessions.uids, Some(UidRange { first: 59_000, last: 59_999 }));
     assert_eq!(settings.limits.drain, Duration::from_secs(90));
     assert_eq!(settings.record_dir(), Path::new("/t/rec"));
     assert_eq!(settings.control.operators, [Reviewer::User("bob".into())]);
@@ -99,12 +102,29 @@ fn what_cannot_work_is_refused_where_it_stands() {
         ("[limits]\ndrain = \"0s\"\n", "length of time", "\"0s\""),
         ("[limits]\ndrain = \"-3s\"\n", "length of time", "\"-3s\""),
         ("reviewers = [\"dba\"]\n", "user:NAME", "[\"dba\"]"),
+        ("[sessions]\nuids = \"500-600\"\n", "the host's own", "\"500-600\""),
+        ("[sessions]\nuids = \"65000-66000\"\n", "the host's own", "\"65000-66000\""),
+        ("[sessions]\nuids = \"4294967000-4294967295\"\n", "the host's own", "\"4294967000-4294967295\""),
+        ("[sessions]\nuids = \"2000-1000\"\n", "ends before", "\"2000-1000\""),
+        ("[sessions]\nuids = \"100000-999999\"\n", "more than", "\"100000-999999\""),
+        ("[sessions]\nuids = \"59000\"\n", "not a range", "\"59000\""),
         ("runtime_dir = \"/x\"\nstate_dir = \"/x\"\n", "must not be `state_dir`", "\"/x\""),
     ] {
         let (message, _, place) = refusal(text);
         assert!(message.contains(says), "{text}: {message}");
         assert_eq!(place, at, "{text}: {message}");
     }
+}
+
+#[test]
+fn user_ids_go_round() {
+    let range = UidRange { first: 5000, last: 5003 };
+    let from = |last| range.after(last).collect::<Vec<_>>();
+    assert_eq!(from(None), [5000, 5001, 5002, 5003]);
+    assert_eq!(from(Some(5001)), [5002, 5003, 5000, 5001]);
+    assert_eq!(from(Some(5003)), from(None));
+    assert_eq!(from(Some(9)), from(None));
+    assert_eq!(from(Some(u32::MAX)), from(None));
 }
 
 #[test]

@@ -121,12 +121,33 @@ pub struct Opened {
     pub room: Room,
     /// Whether the kernel judges its unix sockets; if not, it must be able to make none.
     pub unix: UnixHooks,
+    /// The user that it gets for itself, where the policy says so.
+    pub user: Option<SessionUser>,
     /// When it ends, RFC 3339.
     pub ends_at: Option<String>,
     /// Variables to set.
     pub env: BTreeMap<String, String>,
     /// Variables to remove: what the agent must not hold, or what would lead its clients past the enforcer.
     pub unset: Vec<String>,
+}
+
+/// See [`Opened::user`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SessionUser {
+    /// User and group id on the host.
+    pub uid: u32,
+    /// As what it appears to its processes.
+    pub seen: SeenAs,
+}
+
+/// As what a session's own user appears to its processes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum SeenAs {
+    /// As what it is.
+    Itself,
+    /// As root, in a user namespace of its own.
+    Root,
 }
 
 /// A line of an answer.

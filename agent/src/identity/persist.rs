@@ -72,6 +72,8 @@ pub(super) struct Saved {
     #[serde(default)]
     ended: Option<EndReason>,
     pub(super) temporary: Temporary,
+    #[serde(default)]
+    pub(super) uid: Option<u32>,
     pub(super) command: Vec<String>,
     pub(super) operator: String,
     /// The kernel's id of the boot: cgroup ids start over with the next.
@@ -122,6 +124,7 @@ impl Store {
             home: session.home,
             ended,
             temporary: session.temporary,
+            uid: session.uid,
             command: session.command.clone(),
             operator: session.operator.clone(),
             boot: self.boot.clone(),

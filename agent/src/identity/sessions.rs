@@ -141,6 +141,8 @@ pub struct NewSession {
     pub home: Home,
     /// Whose temporary folders it sees.
     pub temporary: Temporary,
+    /// The user id that is its alone.
+    pub uid: Option<u32>,
     /// Command line that it was started with.
     pub command: Vec<String>,
     /// Who started it.
@@ -174,6 +176,8 @@ pub struct Session {
     pub home: Home,
     /// Whose temporary folders it sees, for all of its life.
     pub temporary: Temporary,
+    /// The user id that is its alone.
+    pub uid: Option<u32>,
     /// Cancelled when it ended. Everything that serves the session stops then.
     pub ended: CancellationToken,
     /// Command line that it was started with.
@@ -214,6 +218,7 @@ impl Session {
             expiry: saved.expiry,
             home: saved.home,
             temporary: saved.temporary,
+            uid: saved.uid,
             ended: CancellationToken::new(),
             command: saved.command,
             operator: saved.operator,
@@ -296,6 +301,7 @@ impl Sessions {
             expiry: new.expiry,
             home: new.home,
             temporary: new.temporary,
+            uid: new.uid,
             ended: CancellationToken::new(),
             command: new.command,
             operator: new.operator,

@@ -27,6 +27,18 @@ pub struct Settings {
     pub user: Option<User>,
     /// Whether the kernel judges unix sockets. If not, none can be made but pairs that stay with each other.
     pub unix: UnixHooks,
+    /// As what the user appears to the process itself.
+    pub inside: Inside,
+}
+
+/// As what a process appears to itself.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Inside {
+    /// As what it is on the host.
+    #[default]
+    Host,
+    /// As root of a user namespace of its own in which there is no other user. Not without becoming another user first.
+    RootOfItsOwn,
 }
 
 /// A user to become.
@@ -55,6 +67,12 @@ pub enum ConfineError {
         #[source]
         source: io::Error,
     },
+    /// Root of the host has no namespace that keeps it in.
+    #[error("root of a user namespace must be another user outside of it")]
+    HostRoot,
+    /// The user namespace could not be made.
+    #[error("a user namespace cannot be made; does the host allow them (`user.max_user_namespaces`)?")]
+    Namespace(#[source] io::Error),
     /// Capabilities could not be given up.
     #[error("capabilities cannot be given up")]
     Capabilities(#[source] caps::errors::CapsError),
@@ -110,12 +128,11 @@ pub fn confine(settings: &Settings) -> Result<(), ConfineError> {
         Some(user) => user.uid == 0,
         None => Uid::current().is_root() || Uid::effective().is_root(),
     };
-    let keep: CapsHashSet = if stays_root {
-        caps::all().into_iter().filter(|capability| !DANGEROUS.contains(capability)).collect()
-    } else {
-        CapsHashSet::new()
-    };
+    let keep: CapsHashSet = if stays_root { harmless() } else { CapsHashSet::new() };
     shrink_bounding_set(&keep)?;
+    if settings.inside == Inside::RootOfItsOwn && settings.user.as_ref().is_none_or(|user| user.uid == 0) {
+        return Err(ConfineError::HostRoot);
+    }
     if let Some(user) = &settings.user {
         become_user(user).map_err(|source| ConfineError::User { uid: user.uid, source })?;
         // Back to root must fail, or the change was not for good.
@@ -123,6 +140,16 @@ pub fn confine(settings: &Settings) -> Result<(), ConfineError> {
             return Err(ConfineError::Kept("user 0"));
         }
     }
+    let keep = match (settings.inside, &settings.user) {
+        (Inside::RootOfItsOwn, Some(user)) => {
+            namespace(user).map_err(ConfineError::Namespace)?;
+            // There, all capabilities are back, in the bounding set as well.
+            let keep = harmless();
+            shrink_bounding_set(&keep)?;
+            keep
+        }
+        _ => keep,
+    };
     give_up_capabilities(&keep)?;
     nix::sys::prctl::set_no_new_privs().map_err(|e| ConfineError::NewPrivileges(e.into()))?;
     landlock::enter()?;
@@ -146,6 +173,27 @@ fn shrink_bounding_set(keep: &CapsHashSet) -> Result<(), ConfineError> {
         }
     }
     Ok(())
+}
+
+/// What root keeps.
+fn harmless() -> CapsHashSet {
+    caps::all().into_iter().filter(|capability| !DANGEROUS.contains(capability)).collect()
+}
+
+/// Enters a user namespace in which this user, whom the process has become, is root and the only one.
+fn namespace(user: &User) -> io::Result<()> {
+    // The change of the user made this process's own files in proc root's: proc(5), `/proc/PID`.
+    nix::sys::prctl::set_dumpable(true)?;
+    nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWUSER)?;
+    // Without it, giving up groups would be a way around permissions that refuse a group: user_namespaces(7).
+    std::fs::write("/proc/self/setgroups", "deny")?;
+    std::fs::write("/proc/self/uid_map", format!("0 {} 1", user.uid))?;
+    std::fs::write("/proc/self/gid_map", format!("0 {} 1", user.gid))?;
+    if Uid::current().is_root() && Gid::current().as_raw() == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::other("the mapping does not hold"))
+    }
 }
 
 fn become_user(user: &User) -> io::Result<()> {

@@ -201,6 +201,7 @@ mod tests {
                 keep: Vec::new(),
             },
             unix: crate::bpf::UnixHooks::Attached,
+            user: None,
             ends_at: None,
             env,
             unset: vec!["EXTRA_TOKEN".into()],

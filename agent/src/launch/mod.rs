@@ -16,7 +16,7 @@ use crate::{
     config::cgroup::{self, CgroupError},
     control::{
         client::{ClientError, ask_one},
-        proto::{OpenSession, Opened, Request},
+        proto::{OpenSession, Opened, Request, SeenAs},
     },
 };
 
@@ -109,17 +109,28 @@ pub fn launch(socket: &Path, what: Launch) -> LaunchError {
 }
 
 fn become_command(socket: &Path, what: Launch) -> Result<Infallible, LaunchError> {
-    let target = user::target(what.user.as_deref(), what.root, &user::Invoker::of_this_process())?;
+    let target = user::target(what.user.as_deref(), what.root, &user::Invoker::of_this_process());
+    // The policy may say who the command is instead; else this is refused below.
+    let target = match target {
+        Err(error) if error != UserError::Root => return Err(error.into()),
+        target => target,
+    };
     let request = Request::OpenSession(OpenSession {
         workload: what.workload,
         intent: what.intent,
         ttl_seconds: what.ttl.map(|ttl| ttl.as_secs().max(1)),
         command: what.command.iter().map(|word| word.to_string_lossy().into_owned()).collect(),
-        user: target.as_ref().map(|target| target.name.clone()),
+        user: target.as_ref().ok().and_then(|target| target.as_ref().map(|target| target.name.clone())),
         trace_id: environment::trace_id(std::env::var("TRACEPARENT").ok().as_deref()),
     });
     // The answer is read to its end and the socket is closed when this returns.
     let opened: Opened = ask_one(socket, &request)?;
+
+    let target = match opened.user {
+        Some(_) if what.user.is_some() => return Err(UserError::PolicysOwn.into()),
+        Some(own) => Some(Target::of_session(own.uid, own.seen)),
+        None => target?,
+    };
 
     let found = cgroup::of_process(std::process::id())?;
     if found != opened.cgroup {
@@ -146,7 +157,14 @@ fn become_command(socket: &Path, what: Launch) -> Result<Infallible, LaunchError
         None => (nix::unistd::getuid().as_raw(), nix::unistd::getgid().as_raw()),
     };
     room::enter(&opened.room, uid, gid)?;
-    confine::confine(&confine::Settings { user: target.map(Into::into), unix: opened.unix })
+    if let (Some(own), Some(target)) = (opened.user, &target) {
+        room::settle(own, target)?;
+    }
+    let inside = match opened.user.map(|own| own.seen) {
+        Some(SeenAs::Root) => confine::Inside::RootOfItsOwn,
+        Some(SeenAs::Itself) | None => confine::Inside::Host,
+    };
+    confine::confine(&confine::Settings { user: target.map(Into::into), unix: opened.unix, inside })
         .map_err(LaunchError::Confine)?;
     let source = command.exec();
     Err(LaunchError::Exec { command: program.to_string_lossy().into_owned(), source })

@@ -12,6 +12,7 @@
 //! - A read-only host: only the working folder and the temporary ones can be written.
 
 mod mounts;
+mod names;
 #[expect(unsafe_code, reason = "mount_setattr(2) is in neither std nor nix")]
 mod sys;
 
@@ -27,6 +28,8 @@ use nix::{
     sched::{CloneFlags, unshare},
 };
 use serde::{Deserialize, Serialize};
+
+pub(super) use names::settle;
 
 use crate::policy::{Filesystem, Temporary};
 

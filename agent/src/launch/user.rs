@@ -5,6 +5,8 @@
 
 use nix::unistd::{Gid, Uid, User, getgrouplist};
 
+use crate::control::proto::SeenAs;
+
 /// Whether host root may run the command as itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum HostRoot {
@@ -31,6 +33,18 @@ pub struct Target {
     pub shell: std::path::PathBuf,
 }
 
+impl Target {
+    /// The user that a session has for itself. Its home is in its private temporary folder.
+    pub(super) fn of_session(uid: u32, seen: SeenAs) -> Self {
+        let name = match seen {
+            SeenAs::Itself => "session",
+            SeenAs::Root => "root",
+        };
+        let (home, shell) = ("/tmp/home".into(), "/bin/sh".into());
+        Self { name: name.into(), uid, gid: uid, groups: Vec::new(), home, shell }
+    }
+}
+
 impl From<Target> for super::confine::User {
     fn from(target: Target) -> Self {
         Self { uid: target.uid, gid: target.gid, groups: target.groups }
@@ -52,6 +66,9 @@ pub enum UserError {
     /// A name for root.
     #[error("`{0}` is root of this host, who cannot be kept in")]
     IsRoot(String),
+    /// Another than the policy's.
+    #[error("the policy gives each session a user of its own")]
+    PolicysOwn,
 }
 
 impl UserError {
@@ -61,6 +78,7 @@ impl UserError {
             Self::Root | Self::IsRoot(_) => {
                 Some("add `--user NAME`, or `--i-know-root-escapes` to run it without protection from root".into())
             }
+            Self::PolicysOwn => Some("leave `--user` out".into()),
             Self::NotRoot => Some("leave `--user` out, or run it with sudo".into()),
             Self::Unknown(_) => None,
         }

@@ -95,6 +95,7 @@ impl Checker<'_> {
             limits: self.limits(&workload.limits),
             temporary: self.temporary(workload),
             filesystem: self.filesystem(workload),
+            run_as: self.run_as(workload),
         };
         (spec, cgroup)
     }

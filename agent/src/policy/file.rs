@@ -8,7 +8,9 @@ use serde::{
     de::{self, SeqAccess, Visitor, value::SeqAccessDeserializer},
 };
 
-use super::{Autonomy, ClientTls, Effect, Filesystem, HoldScope, Reviewer, Tier, TlsMode, duration::Span, size::Size};
+use super::{
+    Autonomy, ClientTls, Effect, Filesystem, HoldScope, Reviewer, RunAs, Tier, TlsMode, duration::Span, size::Size,
+};
 use crate::action::{Detector, MaskWith, Verb};
 
 /// The policy of one workload.
@@ -58,6 +60,10 @@ pub(super) struct Workload {
     /// `read-only`: nothing can be written but the working folder and the private temporary ones. Default: `host`, as
     /// permissions allow.
     pub(super) filesystem: Option<At<Filesystem>>,
+    /// Whom it runs as. `dedicated`: a user of the daemon's range (`sessions.uids`) that no other session has. `root`: the
+    /// same, who is root in a user namespace of the session's own and nobody outside of it. Both need `private_tmp`, and
+    /// root to launch. Default: `caller`, or whom root names with `--user`.
+    pub(super) user: Option<At<RunAs>>,
 }
 
 /// Each but `wall` needs the host's cgroup controller of that name; without it no session is opened.

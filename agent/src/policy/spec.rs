@@ -188,6 +188,19 @@ pub enum Temporary {
     Private,
 }
 
+/// Whom the processes of a session run as.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum RunAs {
+    /// Whoever launches it, or the user that root names with `--user`.
+    #[default]
+    Caller,
+    /// A user that no other session has at the time.
+    Dedicated,
+    /// The same, who is root in a user namespace of the session's own.
+    Root,
+}
+
 /// What a session may write of the host's files, beside what permissions say.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "kebab-case")]
@@ -224,4 +237,6 @@ pub struct WorkloadSpec {
     pub temporary: Temporary,
     /// What it may write.
     pub filesystem: Filesystem,
+    /// Whom it runs as.
+    pub run_as: RunAs,
 }

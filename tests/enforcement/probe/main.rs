@@ -37,7 +37,7 @@ fn main() -> Result<()> {
                 uid => uid.parse().ok().map(|uid| User { uid, gid: uid, groups: vec![uid] }),
             };
             let unix = if how == "confined" { UnixHooks::Attached } else { UnixHooks::Missing };
-            confine(&Settings { user, unix })?;
+            confine(&Settings { user, unix, ..Settings::default() })?;
             Err(Command::new(program).args(arguments).exec()).context("exec")
         }
         ["act", ref action @ ..] => client::act(action),

@@ -3,7 +3,7 @@
 use super::Checker;
 use crate::policy::{
     file::{self, At},
-    spec::{Filesystem, LimitSpec, Temporary},
+    spec::{Filesystem, LimitSpec, RunAs, Temporary},
 };
 
 /// Less than this and the command itself does not start, in bytes.
@@ -56,6 +56,15 @@ impl Checker<'_> {
         let Some(At { span, value }) = &workload.filesystem else { return Filesystem::Host };
         if *value == Filesystem::ReadOnly && !is_private(workload) {
             self.hinted(span, "without temporary folders hardly a program runs", "add `private_tmp = true`");
+        }
+        *value
+    }
+
+    pub(super) fn run_as(&mut self, workload: &file::Workload) -> RunAs {
+        let Some(At { span, value }) = &workload.user else { return RunAs::Caller };
+        if *value != RunAs::Caller && !is_private(workload) {
+            let text = "files of a user of its own would outlive the session";
+            self.hinted(span, text, "add `private_tmp = true`");
         }
         *value
     }

@@ -384,11 +384,18 @@ fn files_of_the_host_are_shared_unless_the_policy_says_so() {
     assert_eq!(of_host("private_tmp = false\nfilesystem = 'host'"), (Temporary::Shared, Filesystem::Host));
     assert_eq!(of_host("private_tmp = true"), (Temporary::Private, Filesystem::Host));
     assert_eq!(of_host("private_tmp = true\nfilesystem = 'read-only'"), (Temporary::Private, Filesystem::ReadOnly));
+    for (user, run_as) in [("caller", RunAs::Caller), ("dedicated", RunAs::Dedicated), ("root", RunAs::Root)] {
+        let policy = load(&with(&format!("private_tmp = true\nuser = '{user}'")));
+        assert_eq!(policy.workload().run_as, run_as);
+    }
     for (bad, says, help) in [
         ("filesystem = 'read-only'", "without temporary folders", "`private_tmp = true`"),
         ("private_tmp = false\nfilesystem = 'read-only'", "without temporary folders", "`private_tmp = true`"),
         ("private_tmp = true\nfilesystem = 'readonly'", "unknown value `readonly`", "did you mean `read-only`?"),
         ("private_tmp = 'yes'", "invalid type", ""),
+        ("user = 'dedicated'", "would outlive the session", "`private_tmp = true`"),
+        ("user = 'root'", "would outlive the session", "`private_tmp = true`"),
+        ("private_tmp = true\nuser = 'dedicatd'", "unknown value `dedicatd`", "did you mean `dedicated`?"),
         ("private_tpm = true", "unknown key `private_tpm`", "did you mean `private_tmp`?"),
         ("private_tmp = true\nunix = ['/run/a', '/tmp/s']", "that folder is another", "`/run`"),
     ] {

@@ -1,0 +1,107 @@
+//! What a launcher asks of a session, and what it is told.
+
+use std::{
+    io,
+    path::PathBuf,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use super::limits;
+use crate::{
+    bpf::UnixHooks,
+    config::Settings,
+    control::proto::{Code, Failure, OpenSession, Opened, SeenAs, SessionUser},
+    identity::Session,
+    launch::{self, room::Room},
+    policy::{Filesystem, RunAs, Temporary, WorkloadSpec},
+};
+
+/// Longest intent, in bytes.
+const MAX_INTENT: usize = 8 << 10;
+
+/// Refuses whoever cannot arrange what the policy wants of its sessions.
+pub(super) fn may_launch(uid: u32, workload: &WorkloadSpec) -> Result<(), Failure> {
+    let what = match (workload.run_as, workload.temporary, workload.filesystem) {
+        _ if uid == 0 => return Ok(()),
+        (RunAs::Dedicated | RunAs::Root, ..) => "a user",
+        (_, Temporary::Private, _) | (.., Filesystem::ReadOnly) => "files",
+        _ => return Ok(()),
+    };
+    let message =
+        format!("the policy gives each session of `{}` {what} of its own, which only root can arrange", workload.name);
+    Err(Failure::new(Code::Denied, message).help("run it with sudo"))
+}
+
+/// The folder for a session's own unix sockets, without links on the way.
+pub(super) fn sockets(settings: &Settings) -> io::Result<PathBuf> {
+    std::fs::canonicalize(settings.sockets_dir())
+}
+
+/// What the launcher of a session needs to know.
+pub(super) fn opened(
+    settings: &Settings,
+    workload: &WorkloadSpec,
+    session: &Session,
+    cgroup: String,
+    others: &limits::Others,
+    unix: UnixHooks,
+) -> io::Result<Opened> {
+    let sockets = sockets(settings)?;
+    let facts = launch::environment::Facts {
+        session: &session.id,
+        workload: &session.workload,
+        intent: session.intent.as_deref(),
+        trace_id: &session.trace_id,
+        ca: &settings.ca_file(),
+        bundle: &settings.bundle_file(),
+        sockets: (session.temporary == Temporary::Private).then_some(&*sockets),
+        now: SystemTime::now(),
+    };
+    let seen = if workload.run_as == RunAs::Root { SeenAs::Root } else { SeenAs::Itself };
+    Ok(Opened {
+        unix,
+        session: session.id.to_string(),
+        cgroup,
+        cgroup_dir: session.cgroup_path.clone(),
+        controllers: others.iter().map(|(name, other)| ((*name).into(), other.path.clone())).collect(),
+        room: Room {
+            temporary: session.temporary,
+            filesystem: workload.filesystem,
+            sockets: sockets.clone(),
+            keep: vec![settings.runtime_dir.clone()],
+        },
+        user: session.uid.map(|uid| SessionUser { uid, seen }),
+        ends_at: session.ends_at.and_then(|at| jiff::Timestamp::try_from(at).ok()).map(|at| at.to_string()),
+        env: launch::environment::variables(&facts),
+        unset: Vec::new(),
+    })
+}
+
+/// Why the session runs, if it says so or must.
+pub(super) fn intent(asked: &OpenSession, workload: &WorkloadSpec) -> Result<Option<Arc<str>>, Failure> {
+    let intent = asked.intent.as_deref().map(str::trim).filter(|intent| !intent.is_empty());
+    match intent {
+        None if workload.require_intent => {
+            Err(Failure::new(Code::Denied, format!("the policy of `{}` asks for an intent", workload.name))
+                .help("add `--intent 'what it is for'`"))
+        }
+        Some(intent) if intent.len() > MAX_INTENT || intent.contains('\0') => {
+            Err(Failure::new(Code::Usage, format!("an intent has at most {MAX_INTENT} bytes, and no NUL")))
+        }
+        intent => Ok(intent.map(Into::into)),
+    }
+}
+
+/// How long it may live.
+pub(super) fn ttl(asked: Option<u64>, workload: &WorkloadSpec) -> Result<Option<Duration>, Failure> {
+    let asked = asked.map(Duration::from_secs);
+    match (asked, workload.ttl) {
+        (Some(asked), _) if asked.is_zero() => Err(Failure::new(Code::Usage, "a session must live some time")),
+        (Some(asked), Some(most)) if asked > most => {
+            let message = format!("the policy lets sessions of `{}` live {} seconds", workload.name, most.as_secs());
+            Err(Failure::new(Code::Denied, message).help("ask for less with `--ttl`, or leave it out"))
+        }
+        (asked, most) => Ok([asked.or(most), workload.limits.wall].into_iter().flatten().min()),
+    }
+}
