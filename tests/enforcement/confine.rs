@@ -1,7 +1,7 @@
 //! What a confined process has left, and that ordinary programs run all the same.
 
 use std::{
-    os::fd::AsRawFd,
+    os::fd::{AsRawFd, OwnedFd},
     process::{Command, Output},
 };
 
@@ -65,6 +65,27 @@ fn inherited_descriptors_do_not_reach_the_command() {
     let output = Command::new("bash").args(["-c", &script]).output().expect("bash");
     // 3 is the folder that ls reads.
     assert_eq!(text(&output).split_whitespace().collect::<Vec<_>>(), ["0", "1", "2", "3"]);
+}
+
+#[test]
+fn a_socket_as_standard_input_is_not_taken_where_it_is_a_road() {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    let tcp = std::net::TcpStream::connect(listener.local_addr().expect("an address")).expect("connected");
+    let udp = std::net::UdpSocket::bind("127.0.0.1:0").expect("a port");
+    let (datagrams, _peer) = std::os::unix::net::UnixDatagram::pair().expect("a pair");
+    let (stream, _peer) = std::os::unix::net::UnixStream::pair().expect("a pair");
+    for (input, road) in [
+        (OwnedFd::from(tcp), Some("a network socket")),
+        (OwnedFd::from(udp), Some("a network socket")),
+        (OwnedFd::from(datagrams), Some("a unix socket of datagrams")),
+        (OwnedFd::from(stream), None),
+    ] {
+        let mut command = Command::new(PROBE);
+        let output = command.args(["confined", NOBODY, "echo", "ran"]).stdin(input).output().expect("the probe");
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.stdout == b"ran\n", road.is_none(), "{said}");
+        assert!(said.contains(road.unwrap_or("")), "{said}");
+    }
 }
 
 #[test]

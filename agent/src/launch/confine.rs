@@ -9,6 +9,7 @@
 
 pub mod filter;
 pub mod landlock;
+mod standard;
 mod sys;
 #[cfg(test)]
 mod tests;
@@ -87,6 +88,14 @@ pub enum ConfineError {
         "the processes of others cannot be put out of reach; the kernel must have Landlock (`lsm=` names `landlock`)"
     )]
     Landlock(#[from] landlock::LandlockError),
+    /// One of the three that are inherited is a road out.
+    #[error("standard {name} is {what}, which no hook sees: give the command a pipe or a file (`</dev/null`, `| cat`)")]
+    Standard {
+        /// Which.
+        name: &'static str,
+        /// What it is.
+        what: &'static str,
+    },
     /// Descriptors would be inherited.
     #[error("open descriptors cannot be kept from the command")]
     Descriptors(#[source] io::Error),
@@ -122,6 +131,9 @@ const DANGEROUS: [Capability; 18] = [
 pub fn confine(settings: &Settings) -> Result<(), ConfineError> {
     if std::fs::read_dir("/proc/self/task").map_or(0, Iterator::count) != 1 {
         return Err(ConfineError::Threads);
+    }
+    if let Some((name, what)) = standard::road().map_err(ConfineError::Descriptors)? {
+        return Err(ConfineError::Standard { name, what });
     }
     let filters = filter::filters(settings.unix).map_err(ConfineError::Filter)?;
     let stays_root = match &settings.user {
