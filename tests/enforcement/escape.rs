@@ -249,6 +249,7 @@ fn no_attempt_reaches_anything() {
     let mut witness = Witness::new(Setup {
         aim: elsewhere.aim.clone(),
         user: Some((NOBODY, NOBODY)),
+        folder: daemon.path("."),
         enforcer: enforcer.clone(),
         control: daemon.path("run/control.sock"),
         pins: daemon.pins(),

@@ -157,3 +157,45 @@ pub fn aim() -> Aim {
     }
     aim
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn graded(names: &[&str], features: Features) -> Vec<Finding> {
+        let all = attempts::all();
+        let reached = (0..all.len()).filter(|number| names.contains(&&*all[*number].name)).collect();
+        grade(&all, &reached, features)
+    }
+
+    fn road<'a>(findings: &'a [Finding], check: &str) -> Option<&'a Finding> {
+        findings.iter().find(|finding| finding.check == check)
+    }
+
+    #[test]
+    fn what_the_kernel_lacks_is_named_and_not_called_open() {
+        let old = Features { landlock: 3, unix_hooks: Some(false) };
+        let new = Features { landlock: 7, unix_hooks: Some(true) };
+        let findings = graded(&["unix path stream", attempts::SIGNAL], old);
+        for (check, lacks) in [("unix sockets", "Linux 6.7"), ("other processes", "Linux 6.12")] {
+            let found = road(&findings, check);
+            assert_eq!(found.map(|finding| finding.grade), Some(Grade::Cannot), "{found:?}");
+            assert!(found.and_then(|finding| finding.fix.as_deref()).is_some_and(|fix| fix.contains(lacks)));
+            assert_eq!(found.map(|finding| finding.reached.len()), Some(1));
+        }
+        assert!(findings.iter().filter(|finding| finding.grade == Grade::Closed).count() > 8);
+        // The same on a kernel that could, and beside something that this one could.
+        for findings in [graded(&["unix path stream"], new), graded(&["ptrace attach", attempts::SIGNAL], old)] {
+            assert_eq!(findings.iter().filter(|finding| finding.grade == Grade::Open).count(), 1, "{findings:?}");
+        }
+        assert!(graded(&[], old).iter().all(|finding| finding.grade == Grade::Closed));
+    }
+
+    #[test]
+    fn every_road_has_attempts_and_every_attempt_a_name_of_its_own() {
+        let all = attempts::all();
+        let names: BTreeSet<&str> = all.iter().map(|attempt| &*attempt.name).collect();
+        assert_eq!(names.len(), all.len());
+        assert_eq!(graded(&[], Features { landlock: 0, unix_hooks: None }).len(), 12);
+    }
+}

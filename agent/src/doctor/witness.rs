@@ -76,6 +76,8 @@ pub struct Setup {
     pub aim: Aim,
     /// The user that the session's processes run as; `None` for our own.
     pub user: Option<(u32, u32)>,
+    /// Where its own folder is made: one that sessions see, too.
+    pub folder: PathBuf,
     /// Ports of the enforcer: what goes there is as it should be.
     pub enforcer: Vec<u16>,
     /// The daemon's control socket.
@@ -143,10 +145,8 @@ pub struct Witness {
 impl Witness {
     /// Sets everything up. As root, it also sniffs packets where its aim is this host, and makes what only root can.
     pub fn new(setup: Setup) -> Result<Self, WitnessError> {
-        let folder = make(
-            "a folder",
-            nix::unistd::mkdtemp(&std::env::temp_dir().join("portcullis-witness-XXXXXX")).map_err(io::Error::from),
-        )?;
+        let folder =
+            make("a folder", nix::unistd::mkdtemp(&setup.folder.join("witness-XXXXXX")).map_err(io::Error::from))?;
         make("a folder", fs::set_permissions(&folder, fs::Permissions::from_mode(0o755)))?;
         let mut addresses: Vec<(IpAddr, [&'static str; 2])> = vec![
             (Ipv4Addr::LOCALHOST.into(), ["tcp on loopback, v4", "udp on loopback, v4"]),

@@ -37,7 +37,7 @@ pub(super) fn doctor(place: &Place, asked: Doctor) -> Result<Exit, CliError> {
     let clocks = host::Clocks::now();
     let settings = place.settings()?;
     let socket = place.socket()?;
-    let (features, mut findings) = host::features();
+    let (mut features, mut findings) = host::features();
     let state = ask_one_within::<StatusView>(&socket, &Request::Status {}, PATIENCE)
         .and_then(|status| Ok((status, ask_one_within::<Examined>(&socket, &Request::Examine {}, PATIENCE)?)));
     let (status, examined) = match state {
@@ -50,11 +50,16 @@ pub(super) fn doctor(place: &Place, asked: Doctor) -> Result<Exit, CliError> {
     };
     findings.extend(house::findings(&settings, &status, &examined));
     let before_roads = findings.len();
+    // What the daemon could not load closes nothing, whatever we could.
+    if examined.problems.iter().any(|problem| problem.lacks.is_some()) {
+        features.unix_hooks = Some(false);
+    }
     let user = user(asked.user.as_deref())?;
     for workload in workloads(&asked.workload, &status)? {
         let setup = Setup {
             aim: roads::aim(),
             user: user.as_ref().map(|user| (user.uid.as_raw(), user.gid.as_raw())),
+            folder: if user.is_some() { settings.runtime_dir.clone() } else { std::env::temp_dir() },
             enforcer: status.listen.iter().filter_map(|a| a.parse().ok()).map(|a: SocketAddr| a.port()).collect(),
             control: socket.clone(),
             pins: examined.pin_dir.clone(),

@@ -302,3 +302,29 @@ fn policies_are_checked_explained_and_tested_without_a_daemon() {
     assert_eq!(asked(&["policy", "check", dir]), Exit::Failed);
     assert_eq!(asked(&["policy", "check", "/no/such/path"]), Exit::Failed);
 }
+
+#[test]
+fn the_doctors_report_fits_80_columns_and_says_what_to_do() {
+    use crate::doctor::Finding;
+    let mut open = Finding::open("TCP", "tried 50, reached 1", "the agent connects past the enforcer", "restart it");
+    open.reached = vec!["tcp v4".into(), "tcp \u{1b}[2Jv6".into(), "x".repeat(30), "y".repeat(30)];
+    open.attempts = Some(50);
+    open.workload = Some("support-bot-with-a-long-name".into());
+    let lacking = "hooks for unix sockets (Linux 6.7)";
+    let findings = [
+        Finding::closed("kernel hooks", "17 of 17 load"),
+        open,
+        Finding::cannot("unix sockets", "tried 8, reached 2 ".repeat(9), "the agent reaches local daemons", lacking),
+    ];
+    let text = doctor::text(&findings, Some(80), print::Colour::Never);
+    assert!(widest(&text) <= 80, "{}\n{text}", widest(&text));
+    assert!(!text.contains('\u{1b}'), "{text:?}");
+    for wanted in [
+        "open: TCP\n  means     the agent connects past the enforcer\n  close it  restart it\n  reached   tcp v4, ",
+        "cannot: unix sockets\n",
+        "\n  lacks     hooks for unix sockets (Linux 6.7)\n",
+        "\n1 closed, 1 open, 1 cannot; attempts 50, reached 4\n",
+    ] {
+        assert!(text.contains(wanted), "{wanted:?} in\n{text}");
+    }
+}

@@ -12,6 +12,7 @@ mod passed;
 mod processes;
 mod sys;
 mod system;
+mod xdp;
 
 use std::{
     io::{self, BufRead, Write},
@@ -148,6 +149,7 @@ impl Attempt {
 pub fn all() -> Vec<Attempt> {
     let mut all = net::attempts();
     all.extend(system::attempts());
+    all.push(xdp::attempt());
     all.extend(processes::attempts());
     all.extend(passed::attempts());
     all
@@ -197,6 +199,20 @@ impl std::str::FromStr for Answer {
             None if line.trim_end() == "effect" => Ok(Self::Effect),
             Some(("listens", port)) => port.parse().map(Self::Listens).map_err(|_| io::ErrorKind::InvalidData.into()),
             _ => Err(io::Error::new(io::ErrorKind::InvalidData, format!("`{}` is no answer", line.trim_end()))),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tags_are_found_wherever_they_are_and_nowhere_else() {
+        assert_eq!(tagged("m-", tag("m-", 42).as_bytes()), Some(42));
+        assert_eq!(tagged("m-", format!("\0\u{7f}{}tail", tag("m-", 7)).as_bytes()), Some(7));
+        for cut in ["", "m-", "m-0004", "m-12x45", "n-00042"] {
+            assert_eq!(tagged("m-", cut.as_bytes()), None, "{cut}");
         }
     }
 }

@@ -49,7 +49,6 @@ pub(super) fn attempts() -> Vec<Attempt> {
         all.push(Attempt::sends(Road::Unix, format!("unix {where_} dgram sendto"), attempt));
     }
     for (name, family, kind, protocol) in [
-        ("xdp", libc::AF_XDP, libc::SOCK_RAW, 0),
         ("vsock", libc::AF_VSOCK, libc::SOCK_STREAM, 0),
         ("netlink netfilter", libc::AF_NETLINK, libc::SOCK_RAW, 12),
         ("netlink uevent", libc::AF_NETLINK, libc::SOCK_RAW, 15),
@@ -77,17 +76,24 @@ pub(super) fn attempts() -> Vec<Attempt> {
 /// For experiments in private: IEEE 802, and so of no other listener.
 const ETHERTYPE: u16 = 0x88b5;
 
-/// A frame straight to the device.
-fn frame(target: &Target, kind: i32) {
-    let fd = socket(libc::AF_PACKET, kind, i32::from(ETHERTYPE.to_be()));
-    let mut bytes = Vec::new();
-    if kind == libc::SOCK_RAW {
-        bytes.extend_from_slice(&[0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 2, 0, 0, 0, 0, 1]);
-        bytes.extend_from_slice(&ETHERTYPE.to_be_bytes());
-    }
+/// Length of an Ethernet header.
+const HEADER: usize = 14;
+
+/// A frame to everybody.
+pub(super) fn broadcast(target: &Target) -> Vec<u8> {
+    let mut bytes = vec![0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 2, 0, 0, 0, 0, 1];
+    bytes.extend_from_slice(&ETHERTYPE.to_be_bytes());
     bytes.extend_from_slice(target.marker());
     // Shorter ones do not exist on a wire.
     bytes.resize(bytes.len().max(64), 0);
+    bytes
+}
+
+/// A frame straight to the device.
+fn frame(target: &Target, kind: i32) {
+    let fd = socket(libc::AF_PACKET, kind, i32::from(ETHERTYPE.to_be()));
+    let whole = broadcast(target);
+    let bytes = if kind == libc::SOCK_RAW { &whole[..] } else { &whole[HEADER..] };
     let mut there = libc::sockaddr_ll {
         sll_family: libc::AF_PACKET as u16,
         sll_protocol: ETHERTYPE.to_be(),
@@ -98,7 +104,7 @@ fn frame(target: &Target, kind: i32) {
         sll_addr: [0xff; 8],
     };
     there.sll_addr[6..].fill(0);
-    sendto(fd, &bytes, 0, stored(&there));
+    sendto(fd, bytes, 0, stored(&there));
 }
 
 /// `struct nlmsghdr` and a body.
