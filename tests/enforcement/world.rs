@@ -206,6 +206,13 @@ pub fn kernel_judges_unix() -> bool {
     types.windows(NAME.len()).any(|name| name == NAME)
 }
 
+/// Whether nothing that is promised is beyond this kernel: the last of it came with Linux 6.12.
+pub fn kernel_can_all() -> bool {
+    let release = fs::read_to_string("/proc/sys/kernel/osrelease").expect("proc is mounted");
+    let mut numbers = release.split('.').map(|number| number.trim().parse::<u32>().unwrap_or(0));
+    (numbers.next(), numbers.next()) >= (Some(6), Some(12))
+}
+
 /// How the product says that the kernel has none.
 pub const NOT_JUDGED: &str = "unix sockets of the host are not refused: this kernel cannot (Linux 6.7 can)";
 

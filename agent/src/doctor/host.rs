@@ -97,7 +97,8 @@ fn hooks() -> (Option<bool>, Finding) {
         ([], unix) => Finding::cannot(
             CHECK,
             format!("{loaded}; not {}", names(unix)),
-            "a session reaches every unix socket of the host that its user may: databases, D-Bus, docker.sock",
+            "sessions of `portcullis run` make no unix sockets; workloads that others start reach every one that their \
+             user may: databases, D-Bus, docker.sock",
             "hooks for unix sockets (Linux 6.7)",
         ),
         (others, _) => Finding::open(
