@@ -11,6 +11,8 @@ use std::{
 
 use portcullis_tests::{Daemon, SHOP_POLICY};
 
+use crate::world::kernel_judges_unix;
+
 fn daemon(workload: &str) -> Daemon {
     let policy = SHOP_POLICY.replacen("autonomy =", &format!("{workload}\nautonomy ="), 1);
     Daemon::start_alone(&policy, "").expect("a daemon")
@@ -99,7 +101,13 @@ fn unix_sockets_of_its_own_are_reached_in_their_folder_and_nowhere_else() {
     let runtime = said(&sh(&daemon, Path::new("/"), "echo $XDG_RUNTIME_DIR; stat -c '%a %u %g' $XDG_RUNTIME_DIR"));
     let (runtime, mode) = runtime.split_once('\n').expect("two lines");
     assert_eq!(mode, "700 65534 65534\n");
-    assert_eq!(said(&python(&daemon, Path::new("/"), MEET, &[&format!("{runtime}/s")])), "met\n");
+    let met = python(&daemon, Path::new("/"), MEET, &[&format!("{runtime}/s")]);
+    if !kernel_judges_unix() {
+        // Without hooks for it, a session can make no such socket at all.
+        assert!(text(&met).contains("Address family not supported"), "{}", text(&met));
+        return;
+    }
+    assert_eq!(said(&met), "met\n");
     for elsewhere in ["/tmp/s", "s"] {
         let output = python(&daemon, Path::new("/tmp"), MEET, &[elsewhere]);
         assert!(text(&output).contains("refused"), "{elsewhere}: {}", text(&output));
@@ -140,7 +148,7 @@ fn a_session_outlives_the_daemon_with_its_sockets() {
     daemon.launch().expect("a daemon");
     drop(child.stdin.take());
     output.read_line(&mut line).expect("text");
-    assert_eq!(line, "ready\nmet\n");
+    assert_eq!(line, if kernel_judges_unix() { "ready\nmet\n" } else { "ready\n" });
     child.wait().expect("it ends");
 }
 
