@@ -74,6 +74,18 @@ fn a_session_in_another_network_namespace_is_served_by_a_listener_there() {
     let server = Postgres::start().expect("a server");
     let mut daemon = Daemon::start(&server, SHOP_POLICY).expect("a daemon");
     let other = Namespace::new();
+    let status = daemon.ok(&["status", "--json"]).expect("well");
+    let status: serde_json::Value = serde_json::from_str(&status).expect("JSON");
+    let address = status["listen"][0].as_str().expect("an address").to_owned();
+    let ls = daemon.governed("ls", &["/"]).expect("a command");
+    {
+        let _taken = other.try_listen(&address).expect("a free port");
+        let output = other.inside(&ls).output().expect("it runs");
+        let said = text(&output);
+        assert!(!output.status.success() && said.contains("in the caller's network namespace"), "{said}");
+    }
+    assert!(other.inside(&ls).stdout(Stdio::null()).status().expect("it runs").success());
+
     let database = format!("host=127.0.0.1 port={} dbname=shop user=agent", server.port);
     let script = format!("while read line; do psql -X -A -t '{database}' -c 'SELECT 41 + 1' 2>&1 | head -1; done");
     let run = daemon.governed("sh", &["-c", &script]).expect("a command");
@@ -93,9 +105,6 @@ fn a_session_in_another_network_namespace_is_served_by_a_listener_there() {
     assert!(eventually(|| ask() == "42"), "{}", daemon.log());
 
     // With the session the listener goes, and the port is free.
-    let status = daemon.ok(&["status", "--json"]).expect("well");
-    let status: serde_json::Value = serde_json::from_str(&status).expect("JSON");
-    let address = status["listen"][0].as_str().expect("an address").to_owned();
     assert!(other.try_listen(&address).is_err(), "the daemon does not listen there");
     drop((input, lines));
     assert!(run.wait().expect("it ends").success());

@@ -2,7 +2,7 @@
 
 use std::process::Stdio;
 
-use crate::world::{Direct, ECONNREFUSED, World, eventually};
+use crate::world::{Direct, ECONNREFUSED, Namespace, World, eventually};
 
 const ADDRESSES: [&str; 3] = ["192.0.2.1:1", "[2001:db8::1]:1", "[::ffff:192.0.2.1]:1"];
 
@@ -16,6 +16,34 @@ fn after_kill_9_nothing_connects_anywhere() {
     }
     assert_eq!(world.act("agents/one", &["datagram", "127.0.0.1:53"]), "error 1");
     assert_eq!((v4.reached(), v6.reached()), (0, 0));
+}
+
+#[test]
+fn whoever_takes_the_port_of_a_killed_enforcer_is_sent_nothing() {
+    let (home, other) = (Namespace::new(), Namespace::new());
+    let mut world = World::bare();
+    world.start_in(&home);
+    world.govern();
+    world.allow("one");
+    assert_eq!(world.tell(&format!("listen {}", other.pid)), "ok");
+    let act = |world: &World, namespace: &Namespace, address: &str| {
+        let output = namespace.command(world, "agents/one", &["connect", address]).output().expect("the probe");
+        String::from_utf8(output.stdout).expect("text").trim_end().to_owned()
+    };
+    let namespaces = [&home, &other];
+    for namespace in namespaces {
+        assert!(act(&world, namespace, ADDRESSES[0]).starts_with("ok "));
+    }
+    let ports = [format!("127.0.0.1:{}", world.enforcer().port4), format!("[::1]:{}", world.enforcer().port6)];
+    world.kill_enforcer();
+    // The last heartbeat is fresh for two seconds yet.
+    let thieves: Vec<_> = namespaces.iter().flat_map(|n| ports.iter().map(|port| n.listen(port))).collect();
+    for namespace in namespaces {
+        for address in ADDRESSES {
+            assert_eq!(act(&world, namespace, address), ECONNREFUSED, "{address}");
+        }
+    }
+    assert!(thieves.iter().all(|thief| thief.reached() == 0), "a thief was sent something");
 }
 
 #[test]

@@ -4,6 +4,7 @@ use std::{
     io::{self, BufRead, BufReader, Write},
     net::{SocketAddr, TcpListener, TcpStream, UdpSocket},
     os::fd::{AsRawFd, FromRawFd, OwnedFd},
+    time::Duration,
 };
 
 use anyhow::{Context, Result, bail};
@@ -60,6 +61,8 @@ fn report(done: io::Result<String>) -> Result<()> {
 /// Connects, and tells the address that `getpeername` shows and what the enforcer answered.
 fn connect(address: SocketAddr) -> io::Result<String> {
     let stream = TcpStream::connect(address)?;
+    // Whoever is not the enforcer may never answer.
+    stream.set_read_timeout(Some(Duration::from_secs(10)))?;
     let peer = stream.peer_addr()?;
     let mut line = String::new();
     BufReader::new(stream).read_line(&mut line)?;
