@@ -2,8 +2,10 @@
 //! more about the machine than about Portcullis.
 
 mod connect;
+mod peers;
+mod postgres;
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 
 fn main() -> Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -11,13 +13,36 @@ fn main() -> Result<()> {
     match arguments[..] {
         ["connect"] => connect::run(connect::Print::Table),
         ["connect", "--json"] => connect::run(connect::Print::Json),
+        ["postgres", ref rest @ ..] => postgres(rest),
         // What `connect` starts.
         ["connect-client", cgroup, address, count] => {
             connect::client(cgroup.as_ref(), address.parse()?, count.parse()?)
         }
         ["connect-server", cgroup] => connect::server(cgroup.as_ref()),
-        _ => bail!("usage: bench connect [--json]"),
+        // What `postgres` starts.
+        ["idle-client", count] => postgres::idle_client(count.parse()?),
+        _ => bail!("usage: bench connect [--json] | postgres [--quick] [--only TEXT] [--json]"),
     }
+}
+
+fn postgres(arguments: &[&str]) -> Result<()> {
+    let (mut effort, mut only, mut json) = (postgres::Effort::FULL, "", false);
+    let mut arguments = arguments.iter();
+    while let Some(argument) = arguments.next() {
+        match *argument {
+            "--quick" => effort = postgres::Effort::QUICK,
+            "--json" => json = true,
+            "--only" => only = arguments.next().context("--only needs a part of a name")?,
+            other => bail!("`{other}` is no option of `bench postgres`"),
+        }
+    }
+    let lines = postgres::run(effort, only)?;
+    if json {
+        println!("{}", postgres::json(&lines));
+    } else {
+        postgres::print(&lines);
+    }
+    Ok(())
 }
 
 /// The middle one.

@@ -2,12 +2,13 @@
 
 use anyhow::Result;
 
-use crate::{build_ebpf, shell};
+use crate::{build_ebpf, setup, shell};
 
 #[derive(clap::Args)]
 pub struct Arguments {
+    /// One of them; all if none is named
     #[command(subcommand)]
-    what: What,
+    what: Option<What>,
     /// Build without optimisation
     #[arg(long, global = true)]
     debug: bool,
@@ -20,22 +21,59 @@ pub struct Arguments {
 enum What {
     /// What connect() costs governed processes and others (root)
     Connect,
+    /// PostgreSQL straight, and through Portcullis, pgbouncer and HAProxy (root)
+    Postgres(Postgres),
 }
 
-/// Builds and runs one.
+#[derive(Default, clap::Args)]
+struct Postgres {
+    /// Shorter runs, less data
+    #[arg(long)]
+    quick: bool,
+    /// Only what has this in its name
+    #[arg(long)]
+    only: Option<String>,
+}
+
+/// Builds and runs one, or all.
 pub fn run(arguments: &Arguments) -> Result<()> {
     build_ebpf::run()?;
+    // In one build: apart, what both need would be compiled twice.
     let mut cargo = shell::cargo();
-    cargo.args(["build", "--locked", "--package", "portcullis-tests", "--bin", "bench"]);
+    cargo.args(["build", "--locked", "--package", "portcullis", "--bin", "portcullis"]);
+    cargo.args(["--package", "portcullis-tests", "--bin", "bench"]);
     if !arguments.debug {
         cargo.arg("--release");
     }
     shell::run(&mut cargo)?;
-    let profile = if arguments.debug { "debug" } else { "release" };
-    let mut bench = std::process::Command::new(shell::target_dir().join(profile).join("bench"));
-    bench.arg(match arguments.what {
-        What::Connect => "connect",
-    });
+    match &arguments.what {
+        Some(What::Connect) => bench(arguments, &["connect"]),
+        Some(What::Postgres(postgres)) => self::postgres(arguments, postgres),
+        None => {
+            bench(arguments, &["connect"])?;
+            self::postgres(arguments, &Postgres::default())
+        }
+    }
+}
+
+fn postgres(arguments: &Arguments, postgres: &Postgres) -> Result<()> {
+    setup::run(&setup::Arguments { build_only: false })?;
+    setup::need("pgbouncer", "pgbouncer")?;
+    setup::need("haproxy", "haproxy")?;
+    let mut what = vec!["postgres"];
+    if postgres.quick {
+        what.push("--quick");
+    }
+    if let Some(only) = &postgres.only {
+        what.extend(["--only", only]);
+    }
+    bench(arguments, &what)
+}
+
+fn bench(arguments: &Arguments, what: &[&str]) -> Result<()> {
+    let built = shell::target_dir().join(if arguments.debug { "debug" } else { "release" });
+    let mut bench = std::process::Command::new(built.join("bench"));
+    bench.args(what).env("PORTCULLIS_BIN", built.join("portcullis"));
     if arguments.json {
         bench.arg("--json");
     }

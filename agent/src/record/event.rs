@@ -164,8 +164,8 @@ pub enum EventBody {
         /// Whether it failed.
         failed: bool,
         /// Names of the columns.
-        #[serde(default, skip_serializing_if = "Vec::is_empty")]
-        columns: Vec<Arc<str>>,
+        #[serde(default, skip_serializing_if = "is_empty")]
+        columns: Arc<[Arc<str>]>,
         /// Masked values of the first rows; NULL is null.
         #[serde(default, skip_serializing_if = "Vec::is_empty")]
         sample: Vec<Vec<Option<String>>>,
@@ -191,4 +191,8 @@ pub enum EventBody {
         /// What happened.
         what: String,
     },
+}
+
+fn is_empty(columns: &Arc<[Arc<str>]>) -> bool {
+    columns.is_empty()
 }

@@ -8,6 +8,7 @@
 //! The failure mode is refusal: a full disk, a failed sync or a log that a crash does not explain make appending an
 //! error, and what cannot be recorded does not happen.
 
+mod clock;
 mod error;
 mod event;
 mod follow;

@@ -50,7 +50,7 @@ fn session() -> Vec<Event> {
                 seq: 1,
                 result: "SELECT 12".into(),
                 failed: false,
-                columns: vec!["id".into(), "name".into(), "email".into()],
+                columns: ["id", "name", "email"].map(Into::into).into(),
                 sample: vec![
                     vec![Some("1".into()), Some("Ada \u{1b}]0;x\u{7}".into()), Some("a***@example.com".into())],
                     vec![Some("2".into()), None, Some("x".repeat(300))],

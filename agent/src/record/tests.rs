@@ -710,7 +710,7 @@ fn events_of_every_kind_come_back_equal() {
             seq: 1,
             result: "SELECT 1".into(),
             failed: false,
-            columns: vec!["a".into(), "b".into()],
+            columns: ["a", "b"].map(Into::into).into(),
             sample: vec![vec![Some("1".into()), None]],
             rows: 1,
             bytes: 20,

@@ -17,6 +17,7 @@ use tokio::sync::{broadcast, watch};
 
 use super::{
     Event, EventBody, Follower, RecordError,
+    clock::Clock,
     format::{HEADER, Hash, RECORD, SegmentHeader, link},
     keys::{PublicKey, Signer},
     open::{self, Allocate, Lock, Spare},
@@ -124,6 +125,7 @@ pub(super) struct State {
     pub(super) failed: Option<Arc<str>>,
     pub(super) closing: bool,
     pub(super) full_until: Option<Instant>,
+    clock: Clock,
 }
 
 /// The segment that is written.
@@ -156,6 +158,7 @@ impl Recorder {
                 failed: None,
                 closing: false,
                 full_until: None,
+                clock: Clock::default(),
             }),
             wake_sync: Condvar::new(),
             wake_upkeep: Condvar::new(),
@@ -332,10 +335,12 @@ impl Shared {
             }
         }
         // Taken under the lock, so that times follow the order as far as the clock does.
-        event.timestamp = format!("{:.6}", Timestamp::now());
-        let stamp = STAMP_PREFIX.len()..STAMP_PREFIX.len() + STAMP_BLANK.len();
-        debug_assert_eq!(event.timestamp.len(), stamp.len());
-        json[stamp].copy_from_slice(event.timestamp.as_bytes());
+        let stamp = state.clock.stamp(Timestamp::now());
+        json[STAMP_PREFIX.len()..STAMP_PREFIX.len() + STAMP_BLANK.len()].copy_from_slice(stamp.as_bytes());
+        if self.events.receiver_count() > 0 {
+            event.timestamp.clear();
+            event.timestamp.push_str(stamp);
+        }
 
         let length = json.len() as u32;
         let active = &mut state.active;

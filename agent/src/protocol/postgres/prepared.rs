@@ -67,7 +67,7 @@ pub struct Planned {
     /// The plan.
     pub plan: Arc<Plan>,
     /// Names of the columns.
-    pub names: Vec<Arc<str>>,
+    pub names: Arc<[Arc<str>]>,
 }
 
 /// Something that is worked out again only where what it follows from has changed.
@@ -93,17 +93,29 @@ impl<T: Clone> Memo<T> {
 
 /// The columns of a result, once the server has told them.
 #[derive(Debug, Default)]
-pub struct Described(Mutex<Option<Arc<[Field]>>>);
+pub struct Described(Mutex<Option<Told>>);
+
+#[derive(Debug)]
+struct Told {
+    bytes: Box<[u8]>,
+    fields: Arc<[Field]>,
+}
 
 impl Described {
-    /// Remembers the columns; none if it returns no rows.
-    pub fn set(&self, fields: Arc<[Field]>) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(fields);
+    /// Remembers the columns and the bytes that told them; none if it returns no rows.
+    pub fn set(&self, told: &[u8], fields: Arc<[Field]>) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(Told { bytes: told.into(), fields });
+    }
+
+    /// Whether the same was told before.
+    pub fn knows(&self, told: &[u8]) -> bool {
+        let known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        known.as_ref().is_some_and(|known| *known.bytes == *told)
     }
 
     /// The columns.
     pub fn fields(&self) -> Option<Arc<[Field]>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).as_ref().map(|told| Arc::clone(&told.fields))
     }
 }
 

@@ -126,7 +126,7 @@ pub struct Tally {
     /// It failed.
     pub failed: bool,
     /// Columns of the first result.
-    pub columns: Vec<Arc<str>>,
+    pub columns: Option<Arc<[Arc<str>]>>,
     /// First rows.
     pub sample: Vec<Vec<Option<String>>>,
     /// Rows.
@@ -162,7 +162,7 @@ impl Op {
             seq: self.seq,
             result: result.into(),
             failed,
-            columns,
+            columns: columns.unwrap_or_default(),
             sample,
             rows,
             bytes,

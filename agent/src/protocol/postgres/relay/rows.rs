@@ -21,6 +21,18 @@ use crate::{
 impl Relay {
     /// RowDescription or NoData: binds the masks of the rows that follow.
     pub(super) fn described(&mut self, frame: Frame, known: Known) -> Result<(), Stop> {
+        let told = frame.bytes().clone();
+        if let Some(Expect::DescribePortal { portal: Some(portal), asked_by }) = self.owed.front()
+            && portal.statement.described.knows(&told)
+        {
+            // The same as for the last portal of the statement.
+            let asker = *asked_by;
+            self.owed.pop_front();
+            if asker == Asker::Client {
+                self.pass(frame);
+            }
+            return Ok(());
+        }
         let fields: Arc<[Field]> = if frame.tag() == b'T' {
             codec::row_description(frame.body()).map_err(|e| SessionError::Upstream(e.to_string()))?.into()
         } else {
@@ -39,21 +51,19 @@ impl Relay {
         match self.owed.front_mut() {
             Some(Expect::Query(op)) if frame.tag() == b'T' => {
                 op.plan = plan_for_query.map(Arc::new);
-                if op.tally.columns.is_empty() {
-                    op.tally.columns = fields.iter().map(|f| f.name.as_str().into()).collect();
-                }
+                op.tally.columns.get_or_insert_with(|| fields.iter().map(|f| f.name.as_str().into()).collect());
                 self.pass(frame);
             }
             Some(Expect::DescribeStatement { statement }) => {
                 if let Some(statement) = statement {
-                    statement.described.set(fields);
+                    statement.described.set(&told, fields);
                 }
                 self.owed.pop_front();
                 self.pass(frame);
             }
             Some(Expect::DescribePortal { portal, asked_by }) => {
                 if let Some(portal) = portal {
-                    portal.statement.described.set(fields);
+                    portal.statement.described.set(&told, fields);
                 }
                 let asker = *asked_by;
                 self.owed.pop_front();
@@ -123,7 +133,7 @@ impl Relay {
         };
         if let Some(op) = self.owed.front_mut().and_then(Expect::op_mut) {
             op.plan = Some(Arc::clone(&planned.plan));
-            op.tally.columns.clone_from(&planned.names);
+            op.tally.columns = Some(Arc::clone(&planned.names));
         }
         Ok(())
     }
