@@ -218,7 +218,7 @@ struct User {
 }
 
 /// A policy whose sessions are root of a user namespace of their own.
-fn rooted(daemon: &Daemon) -> String {
+pub fn rooted(daemon: &Daemon) -> String {
     let policy = fs::read_to_string(daemon.path("policies/bot.toml")).expect("the policy");
     let policy = policy.replacen("name = \"bot\"", "name = \"rooted\"", 1).replacen("/bot/*", "/rooted/*", 1);
     policy.replacen("autonomy =", "private_tmp = true\nuser = \"root\"\nautonomy =", 1)

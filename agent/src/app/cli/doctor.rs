@@ -26,6 +26,7 @@ use crate::{
         roads::{self, RoadsError},
         witness::Setup,
     },
+    policy::{PolicySet, RunAs},
 };
 
 /// How long the daemon may take to answer.
@@ -55,6 +56,7 @@ pub(super) fn doctor(place: &Place, asked: Doctor) -> Result<Exit, CliError> {
         features.unix_hooks = Some(false);
     }
     let user = user(asked.user.as_deref())?;
+    let policies = PolicySet::load(&settings.policy_dir).ok();
     for workload in workloads(&asked.workload, &status)? {
         let setup = Setup {
             aim: roads::aim(),
@@ -65,7 +67,9 @@ pub(super) fn doctor(place: &Place, asked: Doctor) -> Result<Exit, CliError> {
             pins: examined.pin_dir.clone(),
             workload: workload.clone(),
         };
-        let command = session(place, &socket, &workload, user.as_ref().map(|user| user.name.as_str()))?;
+        // A policy that gives its sessions a user lets nobody else name one.
+        let named = user.as_ref().filter(|_| !has_user_of_its_own(&policies, &workload)).map(|user| user.name.as_str());
+        let command = session(place, &socket, &workload, named)?;
         if io::stderr().is_terminal() {
             eprintln!("trying every way out of a session of {}...", print::one_line(&workload));
         }
@@ -110,6 +114,11 @@ fn user(named: Option<&str>) -> Result<Option<User>, CliError> {
             Err(CliError::Plain(Exit::Usage, format!("the host has no user `{name}`"), Some(help)))
         }
     }
+}
+
+fn has_user_of_its_own(policies: &Option<PolicySet>, workload: &str) -> bool {
+    let policy = policies.as_ref().and_then(|policies| policies.by_workload(workload));
+    policy.is_some_and(|policy| policy.workload().run_as != RunAs::Caller)
 }
 
 /// This program, in a session, as the program of attempts.
