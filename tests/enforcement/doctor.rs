@@ -1,6 +1,10 @@
 //! `portcullis doctor` on a whole daemon: what is closed it calls closed, and what was really opened it finds.
 
-use std::{fs, os::unix::fs::PermissionsExt, process::Output};
+use std::{
+    fs,
+    os::unix::fs::PermissionsExt,
+    process::{Command, Output},
+};
 
 use portcullis::doctor::{Finding, Grade};
 use portcullis_tests::{Daemon, Postgres, SHOP_POLICY};
@@ -106,4 +110,27 @@ fn what_is_open_is_found_and_named() {
     let text = String::from_utf8_lossy(&output.stdout);
     assert!(text.contains("kernel hooks") && text.lines().all(|line| line.chars().count() <= 80), "{text}");
     assert!(String::from_utf8_lossy(&output.stderr).contains("help:"), "{output:?}");
+}
+
+#[test]
+fn an_operator_who_is_not_root_is_told_what_they_cannot_see() {
+    let server = Postgres::start().expect("a server");
+    let control = "[control]\ngroup = \"nogroup\"\noperators = [\"group:nogroup\"]\n";
+    let daemon = Daemon::start_with(&server, SHOP_POLICY, control).expect("a daemon");
+    // Where every user can run it.
+    let program = daemon.path("portcullis");
+    fs::copy(portcullis_tests::binary().expect("a binary"), &program).expect("a copy");
+    let mut command = Command::new("setpriv");
+    command.args(["--reuid=nobody", "--regid=nogroup", "--clear-groups"]).arg(program);
+    command.arg("--config").arg(daemon.path("portcullis.toml")).args(["doctor", "--json"]).current_dir("/");
+    let output = command.output().expect("it runs");
+    let lines = String::from_utf8_lossy(&output.stdout).into_owned();
+    let findings: Vec<Finding> = lines.lines().map(|line| serde_json::from_str(line).expect("a finding")).collect();
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    for check in ["kernel hooks", "packets"] {
+        let finding = named(&findings, check);
+        assert_eq!(finding.grade, Grade::Cannot, "{finding:?}");
+        assert!(finding.fix.as_ref().is_some_and(|fix| fix.contains("sudo")), "{finding:?}");
+    }
+    assert_eq!(named(&findings, "TCP").grade, Grade::Closed);
 }

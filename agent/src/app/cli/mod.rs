@@ -214,6 +214,11 @@ fn explain_client(error: &ClientError) -> (Exit, String, Option<String>) {
             format!("you may not use {}", path.display()),
             Some("ask root to add you to the group that owns it".into()),
         ),
+        ClientError::Unreachable { source, .. } if source.kind() == io::ErrorKind::TimedOut => (
+            Exit::Unreachable,
+            chain(error),
+            Some("it hangs, and governed connections are refused: see its log, and restart it (systemctl restart portcullis)".into()),
+        ),
         ClientError::Unreachable { .. } => (
             Exit::Unreachable,
             chain(error),
