@@ -5,6 +5,7 @@ mod chaos;
 mod confine;
 mod daemon;
 mod doctor;
+mod environment;
 mod escape;
 mod limits;
 mod load;

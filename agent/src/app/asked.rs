@@ -11,10 +11,11 @@ use super::limits;
 use crate::{
     bpf::UnixHooks,
     config::Settings,
-    control::proto::{Code, Failure, OpenSession, Opened, SeenAs, SessionUser},
+    control::proto::{Code, Failure, OpenSession, Opened, SeenAs, SessionUser, Variables},
     identity::Session,
     launch::{self, room::Room},
-    policy::{Filesystem, RunAs, Temporary, WorkloadSpec},
+    policy::{CredentialSource, Filesystem, Policy, RunAs, Temporary, WorkloadSpec},
+    session::House,
 };
 
 /// Longest intent, in bytes.
@@ -38,6 +39,23 @@ pub(super) fn sockets(settings: &Settings) -> io::Result<PathBuf> {
     std::fs::canonicalize(settings.sockets_dir())
 }
 
+/// Names of the variables that hold a secret which the policy keeps from its workload, or any that was used since the
+/// daemon started. Of the workload's own, those in files are read for it; a program that makes secrets is not asked for one
+/// that nobody uses.
+pub(super) async fn secret_variables(house: &House, policy: &Policy, variables: &Variables) -> Vec<String> {
+    for upstream in policy.upstreams() {
+        if matches!(upstream.credential.source, CredentialSource::File { .. })
+            && let Err(error) = house.secrets.lease(&upstream.credential).await
+        {
+            // No login works with it either.
+            tracing::warn!(upstream = &*upstream.name, %error, "a credential cannot be kept out of environments");
+        }
+    }
+    let known = house.secrets.known();
+    let held = variables.0.iter().filter(|(_, value)| known.are_in(value.as_bytes()));
+    held.map(|(name, _)| name.clone()).collect()
+}
+
 /// What the launcher of a session needs to know.
 pub(super) fn opened(
     settings: &Settings,
@@ -46,6 +64,7 @@ pub(super) fn opened(
     cgroup: String,
     others: &limits::Others,
     unix: UnixHooks,
+    unset: Vec<String>,
 ) -> io::Result<Opened> {
     let sockets = sockets(settings)?;
     let facts = launch::environment::Facts {
@@ -74,7 +93,7 @@ pub(super) fn opened(
         user: session.uid.map(|uid| SessionUser { uid, seen }),
         ends_at: session.ends_at.and_then(|at| jiff::Timestamp::try_from(at).ok()).map(|at| at.to_string()),
         env: launch::environment::variables(&facts),
-        unset: Vec::new(),
+        unset,
     })
 }
 

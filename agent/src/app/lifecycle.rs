@@ -99,6 +99,7 @@ impl Lifecycle {
                 Failure::new(Code::Failed, message)
                     .help("end the pattern with `/*`, and give no two workloads the same")
             })?;
+        let unset = asked::secret_variables(&self.house, policy, &asked.variables).await;
         let taken = match workload.run_as {
             RunAs::Caller => None,
             RunAs::Dedicated | RunAs::Root => Some(self.take_uid().await?),
@@ -136,7 +137,7 @@ impl Lifecycle {
             Ok((session, others)) => {
                 let cgroup = format!("/{}", relative.display());
                 let unix = self.governor.kernel().unix_hooks();
-                asked::opened(&self.settings, workload, &session, cgroup, &others, unix).map_err(failed)
+                asked::opened(&self.settings, workload, &session, cgroup, &others, unix, unset).map_err(failed)
             }
             Err(failure) => {
                 self.remove(path);

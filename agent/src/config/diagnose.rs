@@ -36,7 +36,8 @@ pub(super) fn check(settings: &Settings) -> Result<(), (&'static str, String)> {
         ("limits.connections", settings.limits.connections, 1),
         ("limits.sessions", settings.limits.sessions, 1),
         ("limits.memory", settings.limits.memory, 64 << 20),
-        ("control.max_request", settings.control.max_request, 4096),
+        // A launcher sends its environment along, up to 64 KiB of it.
+        ("control.max_request", settings.control.max_request, 128 << 10),
     ] {
         if value < least {
             return Err((key, format!("`{key}` must be at least {least}")));

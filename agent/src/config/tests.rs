@@ -52,7 +52,7 @@ fn every_key_is_taken() {
         [control]
         group = "ops"
         operators = ["user:bob"]
-        max_request = 5000
+        max_request = 200000
         [limits]
         connections = 5
         sessions = 6

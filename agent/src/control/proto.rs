@@ -103,6 +103,20 @@ pub struct OpenSession {
     /// W3C trace id of the caller, to join.
     #[serde(default)]
     pub trace_id: Option<String>,
+    /// Variables that the command would have, to be looked through for secrets.
+    #[serde(default)]
+    pub variables: Variables,
+}
+
+/// Values of a process's environment, by name. Neither shown nor recorded: secrets are what is looked for in them.
+#[derive(Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Variables(pub BTreeMap<String, String>);
+
+impl std::fmt::Debug for Variables {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Variables({})", self.0.len())
+    }
 }
 
 /// A session, as answered to the launcher.

@@ -1,9 +1,9 @@
 //! What a governed command finds in its environment, and what it does not.
 
-use std::{collections::BTreeMap, path::Path, process::Command, time::SystemTime};
+use std::{collections::BTreeMap, ffi::OsString, path::Path, process::Command, time::SystemTime};
 
 use super::user::Target;
-use crate::control::proto::Opened;
+use crate::control::proto::{Opened, Variables};
 
 /// Variables that hold a credential, name a file with one, or send a client past the enforcer. The policy's own
 /// credentials take their place, so a governed command has no use for them.
@@ -13,6 +13,7 @@ pub const UNSET: &[&str] = &[
     "PGPASSFILE",
     "PGSERVICE",
     "PGSERVICEFILE",
+    "PGSYSCONFDIR",
     "PGSSLKEY",
     "PGSSLCERT",
     "PGREQUIREAUTH",
@@ -20,29 +21,98 @@ pub const UNSET: &[&str] = &[
     "PGGSSENCMODE",
     "PGHOSTADDR",
     "PGOPTIONS",
+    // other databases, and what frameworks and images name theirs
     "DATABASE_URL",
+    "DATABASE_PASSWORD",
+    "DB_PASSWORD",
+    "DB_URL",
+    "POSTGRES_PASSWORD",
+    "POSTGRES_URL",
+    "POSTGRESQL_PASSWORD",
+    "POSTGRESQL_URL",
+    "SQLALCHEMY_DATABASE_URI",
     "MYSQL_PWD",
+    "MYSQL_PASSWORD",
+    "MYSQL_ROOT_PASSWORD",
+    "MYSQL_TEST_LOGIN_FILE",
+    "MYSQL_URL",
+    "MARIADB_PASSWORD",
+    "MARIADB_ROOT_PASSWORD",
     "REDISCLI_AUTH",
+    "REDIS_PASSWORD",
+    "REDIS_URL",
+    "MONGODB_URI",
+    "MONGO_URL",
+    "CLICKHOUSE_PASSWORD",
+    "SQLCMDPASSWORD",
+    "SNOWSQL_PWD",
+    "DATABRICKS_TOKEN",
     // agents and sockets that lend out keys
     "SSH_AUTH_SOCK",
     "SSH_AGENT_PID",
     "GPG_AGENT_INFO",
     "DBUS_SESSION_BUS_ADDRESS",
     "DOCKER_HOST",
+    "CONTAINER_HOST",
+    "DOCKER_CONFIG",
+    "REGISTRY_AUTH_FILE",
     "KUBECONFIG",
+    "HELM_KUBETOKEN",
+    "KRB5CCNAME",
+    "KRB5_KTNAME",
+    "GIT_ASKPASS",
+    "SSH_ASKPASS",
+    "SUDO_ASKPASS",
+    "NETRC",
     "XDG_RUNTIME_DIR",
     // tokens
     "VAULT_TOKEN",
     "BAO_TOKEN",
+    "VAULT_SECRET_ID",
+    "CONSUL_HTTP_TOKEN",
+    "NOMAD_TOKEN",
     "AWS_ACCESS_KEY_ID",
     "AWS_SECRET_ACCESS_KEY",
     "AWS_SESSION_TOKEN",
+    "AWS_SECURITY_TOKEN",
+    "AWS_PROFILE",
+    "AWS_DEFAULT_PROFILE",
+    "AWS_CONFIG_FILE",
+    "AWS_SHARED_CREDENTIALS_FILE",
+    "AWS_WEB_IDENTITY_TOKEN_FILE",
+    "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI",
+    "AWS_CONTAINER_CREDENTIALS_FULL_URI",
+    "AWS_CONTAINER_AUTHORIZATION_TOKEN",
+    "AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE",
     "GOOGLE_APPLICATION_CREDENTIALS",
+    "GOOGLE_CREDENTIALS",
+    "GOOGLE_OAUTH_ACCESS_TOKEN",
+    "CLOUDSDK_CONFIG",
+    "CLOUDSDK_AUTH_ACCESS_TOKEN",
+    "CLOUDSDK_AUTH_ACCESS_TOKEN_FILE",
+    "CLOUDSDK_AUTH_CREDENTIAL_FILE_OVERRIDE",
     "AZURE_CLIENT_SECRET",
+    "AZURE_CLIENT_CERTIFICATE_PATH",
+    "AZURE_CLIENT_CERTIFICATE_PASSWORD",
+    "AZURE_CONFIG_DIR",
+    "AZURE_FEDERATED_TOKEN_FILE",
+    "AZURE_PASSWORD",
+    "AZURE_STORAGE_CONNECTION_STRING",
+    "AZURE_STORAGE_KEY",
+    "AZURE_STORAGE_SAS_TOKEN",
+    "ARM_ACCESS_KEY",
+    "ARM_CLIENT_SECRET",
+    "IDENTITY_HEADER",
+    "ACTIONS_ID_TOKEN_REQUEST_TOKEN",
+    "ACTIONS_RUNTIME_TOKEN",
+    "CI_JOB_TOKEN",
     "GITHUB_TOKEN",
     "GH_TOKEN",
     "GITLAB_TOKEN",
     "NPM_TOKEN",
+    "NODE_AUTH_TOKEN",
+    "CARGO_REGISTRY_TOKEN",
+    "TWINE_PASSWORD",
     // our own
     "PORTCULLIS_SOCKET",
     "CREDENTIALS_DIRECTORY",
@@ -132,6 +202,46 @@ pub(super) fn trace_id(traceparent: Option<&str>) -> Option<String> {
     (valid && fields.count() == 2).then(|| trace.to_owned())
 }
 
+/// Most of an environment that is looked through for secrets, in bytes of the request that carries it.
+const MAX_LOOKED_THROUGH: usize = 64 << 10;
+
+/// An environment, sorted for the daemon to look through.
+#[derive(Debug, Default)]
+pub(super) struct LookedThrough {
+    /// What the daemon is sent.
+    pub(super) variables: Variables,
+    /// What it cannot be sent, and so the command must not have: names that are no text, and the largest.
+    pub(super) left_out: Vec<OsString>,
+}
+
+/// Sorts an environment, without what the command gets in no case.
+pub(super) fn to_look_through(variables: impl Iterator<Item = (OsString, OsString)>) -> LookedThrough {
+    let mut sorted = LookedThrough::default();
+    let mut fitting = Vec::new();
+    for (name, value) in variables {
+        match name.to_str() {
+            Some(text) if UNSET.contains(&text) => {}
+            // Bytes of a value that are no text are of no secret: those are text.
+            Some(text) => fitting.push((text.to_owned(), value.to_string_lossy().into_owned())),
+            None => sorted.left_out.push(name),
+        }
+    }
+    fitting.sort_by_key(|(name, value)| name.len() + value.len());
+    let mut room = MAX_LOOKED_THROUGH;
+    for (name, value) in fitting {
+        // As it is written in the request, where some bytes take six.
+        let bytes = serde_json::to_string(&(&name, &value)).map_or(usize::MAX, |text| text.len());
+        match room.checked_sub(bytes) {
+            Some(left) => {
+                room = left;
+                sorted.variables.0.insert(name, value);
+            }
+            None => sorted.left_out.push(name.into()),
+        }
+    }
+    sorted
+}
+
 /// Makes the command's environment: the caller's, less what it must not have, with the session's.
 pub(super) fn apply(command: &mut Command, opened: &Opened, user: Option<&Target>) {
     for name in UNSET.iter().copied().chain(opened.unset.iter().map(String::as_str)) {
@@ -172,6 +282,27 @@ mod tests {
             assert_eq!(trace_id(Some(bad)), None, "{bad}");
         }
         assert_eq!(trace_id(None), None);
+    }
+
+    #[test]
+    fn what_cannot_be_looked_through_is_left_out() {
+        use std::os::unix::ffi::OsStringExt;
+        let pair = |name: &str, value: &str| (OsString::from(name), OsString::from(value));
+        let odd = OsString::from_vec(vec![b'A', 0xff]);
+        let large = "x".repeat(MAX_LOOKED_THROUGH);
+        let controls = "\u{1}".repeat(MAX_LOOKED_THROUGH / 5);
+        let all = [
+            pair("PATH", "/bin"),
+            pair("PGPASSWORD", "never sent"),
+            pair("LARGE", &large),
+            pair("CONTROLS", &controls),
+            pair("MIDDLE", &large[..MAX_LOOKED_THROUGH / 2]),
+            (odd.clone(), "x".into()),
+        ];
+        let sorted = to_look_through(all.into_iter());
+        assert_eq!(sorted.variables.0.keys().collect::<Vec<_>>(), ["MIDDLE", "PATH"]);
+        assert_eq!(sorted.left_out, [odd, "CONTROLS".into(), "LARGE".into()]);
+        assert_eq!(format!("{:?}", sorted.variables), "Variables(2)");
     }
 
     #[test]

@@ -115,6 +115,7 @@ fn become_command(socket: &Path, what: Launch) -> Result<Infallible, LaunchError
         Err(error) if error != UserError::Root => return Err(error.into()),
         target => target,
     };
+    let looked_through = environment::to_look_through(std::env::vars_os());
     let request = Request::OpenSession(OpenSession {
         workload: what.workload,
         intent: what.intent,
@@ -122,6 +123,7 @@ fn become_command(socket: &Path, what: Launch) -> Result<Infallible, LaunchError
         command: what.command.iter().map(|word| word.to_string_lossy().into_owned()).collect(),
         user: target.as_ref().ok().and_then(|target| target.as_ref().map(|target| target.name.clone())),
         trace_id: environment::trace_id(std::env::var("TRACEPARENT").ok().as_deref()),
+        variables: looked_through.variables,
     });
     // The answer is read to its end and the socket is closed when this returns.
     let opened: Opened = ask_one(socket, &request)?;
@@ -151,6 +153,10 @@ fn become_command(socket: &Path, what: Launch) -> Result<Infallible, LaunchError
         .ok_or_else(|| LaunchError::Exec { command: String::new(), source: io::ErrorKind::InvalidInput.into() })?;
     let mut command = std::process::Command::new(program);
     command.args(arguments);
+    for name in &looked_through.left_out {
+        eprintln!("portcullis: `{}` is left out: it cannot be looked through for secrets", name.to_string_lossy());
+        command.env_remove(name);
+    }
     environment::apply(&mut command, &opened, target.as_ref());
     let (uid, gid) = match &target {
         Some(target) => (target.uid, target.gid),

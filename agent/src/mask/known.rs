@@ -12,6 +12,8 @@ use zeroize::{ZeroizeOnDrop, Zeroizing};
 /// Below this length, a secret is searched for as it is, but not encoded: an encoding's fixed part would be a letter
 /// or two. Such a secret masks a lot, and that is the safe side.
 const ENCODED_FROM: usize = 4;
+/// Below this length, finding a secret inside of something longer is chance.
+const HELD_FROM: usize = 8;
 const BLOCK: usize = 3;
 const TABLE: usize = 1 << 15;
 
@@ -92,6 +94,14 @@ impl KnownSecrets {
     /// Length of the longest match.
     pub(super) fn longest(&self) -> usize {
         self.longest
+    }
+
+    /// Whether a text is or holds a secret in one of its forms. A short one counts only where it is the whole text:
+    /// a few letters are found anywhere, and say nothing there.
+    pub fn are_in(&self, text: &[u8]) -> bool {
+        let mut held = false;
+        self.find(text, |range| held |= range.len() >= HELD_FROM || range.len() == text.len());
+        held
     }
 
     /// Every occurrence of every pattern, overlapping ones included, in no order.

@@ -657,3 +657,17 @@ fn what_stands_beside_a_secret_is_found() {
         assert!(!out.contains("ann@") && !out.contains("9fK"), "{text}: {out}");
     }
 }
+
+#[test]
+fn a_text_holds_a_secret_or_is_one() {
+    let secrets = KnownSecrets::new([&b"correct-horse"[..], b"dev"]);
+    for held in
+        ["correct-horse", "postgres://u:correct-horse@h/d", "Y29ycmVjdC1ob3JzZQ==", "636f72726563742d686f727365", "dev"]
+    {
+        assert!(secrets.are_in(held.as_bytes()), "{held}");
+    }
+    for free in ["", "correct", "correct horse", "/dev/null", "developer"] {
+        assert!(!secrets.are_in(free.as_bytes()), "{free}");
+    }
+    assert!(!KnownSecrets::empty().are_in(b"correct-horse"));
+}
