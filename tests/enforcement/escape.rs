@@ -54,15 +54,17 @@ s.bind((device, 0))
 def judge(p):
     kind, body, to, ports_of, protocol = p[12:14], p[14:], None, None, None
     if kind == b'\x08\x00' and len(body) >= 20:
-        to, protocol, rest = body[16:20], body[9], body[(body[0] & 15) * 4:]
+        to, protocol, rest = body[16:20], body[9], body[(body[0] & 15) * 4:int.from_bytes(body[2:4], 'big')]
     elif kind == b'\x86\xdd' and len(body) >= 40:
-        to, protocol, rest = body[24:40], body[6], body[40:]
+        to, protocol, rest = body[24:40], body[6], body[40:40 + int.from_bytes(body[4:6], 'big')]
     if protocol in (6, 17) and len(rest) >= 4: ports_of = struct.unpack('!HH', rest[:4])
     if protocol == 6 and ports_of and any(str(p) in enforcer for p in ports_of): return None
     at = p.find(marker)
     number = p[at + len(marker):][:5] if at >= 0 else b''
     if len(number) == 5 and number.isdigit():
         return 'awake' + str(len(to)) if number == b'99999' and to else 'tag ' + number.decode()
+    # An answer of a connection that was seen when it began: it may come long after.
+    if protocol == 6 and len(rest) >= 20 and not rest[13] & 2 and len(rest) <= (rest[12] >> 4) * 4: return None
     if to in here and ports_of and ports_of[1] in ports: return 'port %d' % ports_of[1]
     if device == 'lo': return None
     if to in here and not (protocol == 58 and rest and rest[0] in range(133, 138)): return 'other'
@@ -73,7 +75,7 @@ while True:
     p, where = s.recvfrom(65535)
     if where[2] == socket.PACKET_OUTGOING: continue
     said = judge(p)
-    if said: print(said, flush=True)
+    if said: print(said, device, p[12:80].hex(), flush=True)
 ";
 
 /// A sniffer and what it said since it was asked last.
@@ -158,24 +160,27 @@ impl Elsewhere {
     }
 
     /// What the sniffers saw since the last call.
-    fn seen(&self, witness: &Witness) -> BTreeSet<usize> {
+    fn seen(&self, witness: &Witness, evidence: &mut Vec<String>) -> BTreeSet<usize> {
         let said = self.sniffers.iter().flat_map(Sniffer::take);
-        let number = |line: String| match line.split_once(' ') {
-            Some(("tag", number)) => Some(number.parse().expect("a number")),
-            Some(("port", port)) => Some(witness.taker(Some(port.parse().expect("a port")))),
-            Some(("group", last)) => {
+        let number = |line: &str| match *line.split(' ').collect::<Vec<_>>() {
+            ["tag", number, ..] => Some(number.parse().expect("a number")),
+            ["port", port, ..] => Some(witness.taker(Some(port.parse().expect("a port")))),
+            ["group", last, ..] => {
                 let last: u8 = last.parse().expect("a number");
                 witness.groups().iter().any(|group| group.octets()[3] == last).then(|| witness.taker(None))
             }
             _ => Some(witness.taker(None)),
         };
-        said.filter(|line| !line.starts_with("awake")).filter_map(number).collect()
+        let said: Vec<String> = said.filter(|line| !line.starts_with("awake")).collect();
+        said.iter()
+            .filter_map(|line| number(line).inspect(|number| evidence.push(format!("{number}: {line}"))))
+            .collect()
     }
 
     /// Everybody who watches sees what is sent from outside of any session, or the test fails: a dead sniffer would find
     /// nothing.
     fn prove_awake(&self, witness: &mut Witness) {
-        self.seen(witness);
+        self.seen(witness, &mut Vec::new());
         witness.prove_awake().expect("the witness sees");
         let text = attempts::tag(witness.marker(), AWAKE);
         for (any, host) in [("0.0.0.0:0", self.aim.v4.to_string()), ("[::]:0", self.aim.v6.to_string())] {
@@ -186,7 +191,7 @@ impl Elsewhere {
             let mut said = BTreeSet::new();
             let all = || {
                 said.extend(sniffer.take());
-                said.contains("awake4") && said.contains("awake16")
+                ["awake4 ", "awake16 "].iter().all(|wanted| said.iter().any(|line: &String| line.starts_with(wanted)))
             };
             assert!(eventually(all), "the sniffer of {place} does not see what arrives: {said:?}");
         }
@@ -299,8 +304,12 @@ fn no_attempt_reaches_anything() {
         let hold = if matches!(user.column, Column::Free(_)) { "no-such-hold" } else { &held };
         let target: Target = witness.target(hold);
         assert!(!target.decoy.is_empty() && !target.other_user.is_empty(), "{target:?}");
+        // What the sniffers saw, packet by packet.
+        let mut evidence = Vec::new();
         let mut runner = Runner::start(user.command, &target).expect("the attempts");
-        let reached = runner.run(&mut witness, 0..names.len(), |witness| elsewhere.seen(witness)).expect("answers");
+        let reached = runner
+            .run(&mut witness, 0..names.len(), |witness| elsewhere.seen(witness, &mut evidence))
+            .expect("answers");
         elsewhere.prove_awake(&mut witness);
         let named: BTreeSet<&str> = reached.iter().map(|number| names[*number].as_str()).collect();
         let (count, all) = (named.len(), names.len());
@@ -316,6 +325,9 @@ fn no_attempt_reaches_anything() {
                 let beyond = if kernel_can_all() { "" } else { BEYOND_OLDER };
                 let named: Vec<&str> = named.into_iter().filter(|name| *name != beyond).collect();
                 let (count, all) = (named.len(), all - usize::from(!kernel_can_all()));
+                if count > 0 {
+                    wrong.append(&mut evidence);
+                }
                 wrong.extend(named.iter().map(|name| format!("{} reaches: {name}", user.name)));
                 let note = format!("this kernel cannot refuse it (Linux 6.12 can), so it does not count: {beyond}\n");
                 format!("{}attempts {all}, reached {count}\n", if beyond.is_empty() { "" } else { &note })
