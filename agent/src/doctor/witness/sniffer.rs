@@ -66,6 +66,10 @@ impl Sniffer {
     fn judge(&self, protocol: u16, packet: &[u8], marker: &str, groups: [Ipv4Addr; 2]) -> Option<Seen> {
         let number = tagged(marker, packet);
         let parsed = parse(protocol, packet);
+        // An answer of a connection that was seen when it began: it may come long after.
+        if parsed.as_ref().is_some_and(|parsed| parsed.is_answer) {
+            return None;
+        }
         let port = parsed.as_ref().and_then(|p| p.ports);
         if let (Some(parsed), Some((from, to))) = (&parsed, port) {
             // To the enforcer and back: the one road there is.
@@ -87,6 +91,8 @@ struct Parsed {
     to: IpAddr,
     /// From and to.
     ports: Option<(u16, u16)>,
+    /// Whether it is a segment of TCP that begins nothing and carries nothing.
+    is_answer: bool,
 }
 
 /// The fields that matter of an IP packet; `None` for anything else, and for what is too short.
@@ -105,5 +111,31 @@ fn parse(protocol: u16, packet: &[u8]) -> Option<Parsed> {
     };
     let number = |at: usize| Some(u16::from_be_bytes(rest.get(at..at + 2)?.try_into().ok()?));
     let ports = if matches!(protocol, TCP | UDP) { number(0).zip(number(2)) } else { None };
-    Some(Parsed { protocol, to, ports })
+    const SYN: u8 = 2;
+    let is_answer = protocol == TCP
+        && rest.get(12..14).is_some_and(|word| word[1] & SYN == 0 && rest.len() <= usize::from(word[0] >> 4) * 4);
+    Some(Parsed { protocol, to, ports, is_answer })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn segments_that_answer_are_told_from_those_that_begin_or_carry_something() {
+        let mut packet = vec![0x45, 0, 0, 40, 0, 0, 0, 0, 64, TCP, 0, 0, 127, 0, 0, 1, 127, 0, 0, 1];
+        packet.extend_from_slice(&[0x12, 0x34, 0, 80, 0, 0, 0, 0, 0, 0, 0, 0, 0x50, 0x10, 0, 0, 0, 0, 0, 0]);
+        let parsed = |packet: &[u8]| parse(0x0800, packet).map(|p| (p.ports, p.is_answer));
+        assert_eq!(parsed(&packet), Some((Some((0x1234, 80)), true)));
+        packet[33] = 2;
+        assert_eq!(parsed(&packet), Some((Some((0x1234, 80)), false)));
+        packet[33] = 0x10;
+        packet.push(b'x');
+        assert_eq!(parsed(&packet), Some((Some((0x1234, 80)), false)));
+        for length in 0..packet.len() {
+            // Too short to tell, and no panic.
+            let _ = parse(0x0800, &packet[..length]);
+            let _ = parse(0x86dd, &packet[..length]);
+        }
+    }
 }
