@@ -103,8 +103,7 @@ impl Chaos {
 
     /// The addresses of the daemon's listeners.
     fn listens_on(&self) -> Vec<SocketAddr> {
-        let status = self.daemon.ok(&["status", "--json"]).expect("well");
-        let status: serde_json::Value = serde_json::from_str(&status).expect("JSON");
+        let status = self.daemon.status().expect("well");
         let listen = status["listen"].as_array().expect("addresses");
         listen.iter().map(|address| address.as_str().and_then(|a| a.parse().ok()).expect("an address")).collect()
     }

@@ -74,8 +74,7 @@ fn a_session_in_another_network_namespace_is_served_by_a_listener_there() {
     let server = Postgres::start().expect("a server");
     let mut daemon = Daemon::start(&server, SHOP_POLICY).expect("a daemon");
     let other = Namespace::new();
-    let status = daemon.ok(&["status", "--json"]).expect("well");
-    let status: serde_json::Value = serde_json::from_str(&status).expect("JSON");
+    let status = daemon.status().expect("an answer");
     let address = status["listen"][0].as_str().expect("an address").to_owned();
     let ls = daemon.governed("ls", &["/"]).expect("a command");
     {

@@ -208,6 +208,13 @@ impl Daemon {
         Ok(text)
     }
 
+    /// What `status` says, also of a host that lacks something.
+    pub fn status(&self) -> Result<serde_json::Value> {
+        let output = self.cli(&["status", "--json"])?;
+        let text = String::from_utf8_lossy(&output.stdout);
+        serde_json::from_str(&text).with_context(|| format!("{text}{}", String::from_utf8_lossy(&output.stderr)))
+    }
+
     /// A command that runs as `nobody` in a session of the workload `bot`.
     pub fn governed(&self, program: &str, arguments: &[&str]) -> Result<Command> {
         let run = ["run", "--workload", "bot", "--user", "nobody", "--intent", "end-to-end test", "--", program];

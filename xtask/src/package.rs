@@ -34,6 +34,8 @@ const FILES: &[(&str, &str)] = &[
     ("deploy/portcullis.sysusers", "usr/lib/sysusers.d/portcullis.conf"),
     ("deploy/portcullis.tmpfiles", "usr/lib/tmpfiles.d/portcullis.conf"),
     ("deploy/portcullis.toml", "etc/portcullis/portcullis.toml"),
+    ("deploy/workload.conf", "usr/share/doc/portcullis/examples/workload.conf"),
+    ("deploy/README.md", "usr/share/doc/portcullis/workloads.md"),
     ("README.md", "usr/share/doc/portcullis/README.md"),
     ("CHANGELOG.md", "usr/share/doc/portcullis/changelog"),
     ("LICENSE-APACHE", "usr/share/doc/portcullis/LICENSE-APACHE"),

@@ -26,6 +26,8 @@ enum User {
     Any,
     Unprivileged,
     Root,
+    /// Root of a virtual machine. It takes minutes, so it runs only where it is named.
+    Machine,
 }
 
 struct Suite {
@@ -52,16 +54,20 @@ const SUITES: &[Suite] = &[
     },
     Suite { name: "corpus", targets: &["--package", "portcullis-tests", "--test", "corpus"], user: User::Any },
     Suite { name: "sql", targets: &["--package", "portcullis-tests", "--test", "sql"], user: User::Any },
+    Suite { name: "package", targets: &["--package", "portcullis-tests", "--test", "package"], user: User::Machine },
     Suite { name: "clients", targets: &["--package", "portcullis-tests", "--test", "clients"], user: User::Root },
 ];
 
 #[derive(clap::Args)]
 pub struct Arguments {
-    /// Suites to run; all if none is named
+    /// Suites to run; all but `package` if none is named
     suites: Vec<String>,
     /// Run the suite `enforcement` on this kernel, in a virtual machine
     #[arg(long)]
     kernel: Option<Kernel>,
+    /// For the test binaries: names of tests, `--skip NAME`
+    #[arg(last = true)]
+    filter: Vec<String>,
 }
 
 /// A kernel that is not this host's.
@@ -83,14 +89,18 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     }
     setup::run(&setup::Arguments { build_only: false })?;
     build::run(&build::Arguments { debug: true })?;
-    let chosen = |suite: &&Suite| arguments.suites.is_empty() || arguments.suites.iter().any(|n| n == suite.name);
+    let chosen = |suite: &&Suite| match arguments.suites.is_empty() {
+        true => suite.user != User::Machine,
+        false => arguments.suites.iter().any(|name| name == suite.name),
+    };
     let (mut passed, mut failed) = (0, Vec::new());
     for suite in SUITES.iter().filter(chosen) {
         println!("\n== {}", suite.name);
         let tally = match (suite.name, arguments.kernel) {
             ("lint", _) => lint(),
-            (_, None) => suite_run(suite)?,
-            (_, Some(Kernel::Debian12)) => machine::tests(&build_tests(suite)?)?,
+            ("package", _) => machine::package(&build_tests(suite)?[0], &arguments.filter)?,
+            (_, None) => suite_run(suite, &arguments.filter)?,
+            (_, Some(Kernel::Debian12)) => machine::tests(&build_tests(suite)?, &arguments.filter)?,
         };
         println!("== {}: {} passed, {} failed", suite.name, tally.passed, tally.failed.len());
         passed += tally.passed;
@@ -133,10 +143,10 @@ fn lint() -> Tally {
     tally
 }
 
-fn suite_run(suite: &Suite) -> Result<Tally> {
+fn suite_run(suite: &Suite, filter: &[String]) -> Result<Tally> {
     let mut tally = Tally::default();
     for binary in build_tests(suite)? {
-        run_binary(&binary, suite.user, &mut tally)?;
+        run_binary(&binary, filter, suite.user, &mut tally)?;
     }
     Ok(tally)
 }
@@ -161,7 +171,7 @@ fn build_tests(suite: &Suite) -> Result<Vec<PathBuf>> {
 }
 
 /// Runs a test binary, its output on ours, and counts.
-fn run_binary(binary: &Path, user: User, tally: &mut Tally) -> Result<()> {
+fn run_binary(binary: &Path, filter: &[String], user: User, tally: &mut Tally) -> Result<()> {
     // A folder that any user may enter, whatever the modes above the target folder are.
     let place = PathBuf::from(format!("/tmp/portcullis-test-{}", std::process::id()));
     fs::create_dir_all(&place)?;
@@ -177,7 +187,7 @@ fn run_binary(binary: &Path, user: User, tally: &mut Tally) -> Result<()> {
             command
         }
         User::Unprivileged | User::Any => Command::new(&copy),
-        User::Root => {
+        User::Root | User::Machine => {
             ensure!(root, "this suite needs root");
             Command::new(&copy)
         }
@@ -188,7 +198,7 @@ fn run_binary(binary: &Path, user: User, tally: &mut Tally) -> Result<()> {
     command.env("INSTA_WORKSPACE_ROOT", shell::root());
     command.env("PORTCULLIS_BIN", shell::target_dir().join("debug/portcullis"));
     command.env("PORTCULLIS_TOOLS", setup::tools());
-    command.stdin(Stdio::null()).stdout(Stdio::piped());
+    command.args(filter).stdin(Stdio::null()).stdout(Stdio::piped());
     let mut child = command.spawn().context("cannot start a test binary")?;
     let mut reader = Reader::new(tally);
     for line in BufReader::new(child.stdout.take().context("no output")?).lines() {

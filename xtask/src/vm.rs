@@ -141,14 +141,15 @@ impl Machine {
     /// Boots it, runs a script in a folder's company and powers it off; returns the script's exit code. `files` are in
     /// `/share` there, under their own names. Each line of output is handed on as it comes.
     pub fn run(&self, files: &[&Path], script: &str, limit: Duration, mut on_line: impl FnMut(&str)) -> Result<i32> {
-        let share = tempfile::Builder::new().prefix("share-").tempdir_in(&self.place)?;
+        let folder = tempfile::Builder::new().prefix("run-").tempdir_in(&self.place)?;
+        let share = folder.path().join("share");
+        fs::create_dir(&share)?;
         for file in files {
             let name = file.file_name().context("a file without a name")?;
-            fs::copy(file, share.path().join(name)).with_context(|| format!("{} cannot be shared", file.display()))?;
+            fs::copy(file, share.join(name)).with_context(|| format!("{} cannot be shared", file.display()))?;
         }
-        fs::write(share.path().join("run"), script)?;
-        let console = self.at("console.log");
-        let mut machine = Guard(self.boot(share.path(), &console)?);
+        fs::write(share.join("run"), script)?;
+        let mut machine = Guard(self.boot(folder.path(), &share)?);
         let output = machine.0.stdout.take().context("no output")?;
         let (sender, lines) = mpsc::channel();
         thread::spawn(move || {
@@ -167,12 +168,18 @@ impl Machine {
             }
         }
         machine.0.wait()?;
-        let code = fs::read_to_string(share.path().join("exit"));
-        let code = code.with_context(|| format!("the machine ended early: see {}", console.display()))?;
-        code.trim().parse().context("an exit code")
+        match fs::read_to_string(share.join("exit")) {
+            Ok(code) => code.trim().parse().context("an exit code"),
+            Err(_) => {
+                let read = |name| fs::read(folder.path().join(name)).unwrap_or_default();
+                let said = [read("qemu.log"), read("console.log")].concat();
+                bail!("the machine ended early: {}", String::from_utf8_lossy(&said))
+            }
+        }
     }
 
-    fn boot(&self, share: &Path, console: &Path) -> Result<Child> {
+    /// Starts it; its logs go to `folder`.
+    fn boot(&self, folder: &Path, share: &Path) -> Result<Child> {
         let processors = thread::available_parallelism().map_or(1, usize::from).to_string();
         let option = |option: &str, path: &Path| format!("{option}={}", path.display());
         // It ends with us, also where we are killed.
@@ -192,13 +199,13 @@ impl Machine {
         );
         // Written over in a file that is gone with the process.
         let disk = option("if=virtio,format=raw,cache=unsafe,snapshot=on,file", &self.at("disk"));
-        qemu.arg("-drive").arg(disk).env("TMPDIR", &self.place);
+        qemu.arg("-drive").arg(disk).env("TMPDIR", folder);
         qemu.arg("-fsdev").arg(option("local,id=share,security_model=none,path", share));
         qemu.args(["-device", "virtio-9p-pci,fsdev=share,mount_tag=share", "-device", "virtio-rng-pci"]);
-        qemu.arg("-serial").arg(format!("file:{}", console.display()));
+        qemu.arg("-serial").arg(format!("file:{}", folder.join("console.log").display()));
         qemu.args(["-device", "virtio-serial", "-chardev", "file,id=out,path=/dev/stdout"]);
         qemu.args(["-device", "virtserialport,chardev=out,name=out"]);
-        let log = File::create(self.at("qemu.log"))?;
+        let log = File::create(folder.join("qemu.log"))?;
         let child = qemu.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(log).spawn();
         child.context("qemu cannot be started")
     }
@@ -212,6 +219,11 @@ impl Drop for Guard {
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
+}
+
+/// Whether machines run by software emulation.
+pub fn is_emulated() -> bool {
+    !has_kvm()
 }
 
 /// Whether the processor virtualizes: `/dev/kvm` alone may be one that boots no ordinary kernel.

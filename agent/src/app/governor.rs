@@ -77,7 +77,9 @@ pub(super) enum GovernError {
     },
     /// The folder could not be made.
     #[error("cannot make cgroup {}", path.display())]
-    #[diagnostic(help("the daemon must be root, with the cgroup2 tree mounted read-write"))]
+    #[diagnostic(help(
+        "where systemd runs, let it make the slice: `systemctl start NAME.slice`; else the tree must be writable"
+    ))]
     Make {
         /// Which.
         path: PathBuf,
