@@ -85,7 +85,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Side<S> {
         while !self.output.is_empty() {
             let mut slices = [IoSlice::new(&[]); PIECES];
             let n = self.output.slices(&mut slices);
-            match Pin::new(&mut self.io).poll_write_vectored(cx, &slices[..n]) {
+            let io = Pin::new(&mut self.io);
+            // Most often it is one piece, for which the kernel has the shorter way.
+            let written = if n == 1 { io.poll_write(cx, &slices[0]) } else { io.poll_write_vectored(cx, &slices[..n]) };
+            match written {
                 Poll::Ready(Ok(0)) => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
                 Poll::Ready(Ok(written)) => {
                     self.output.advance(written);

@@ -247,7 +247,7 @@ impl Relay {
             shape: sql::shape(parse.sql).into(),
             action,
             statements: classified.statements.into(),
-            essence: frame.bytes().slice_ref(parse.essence),
+            essence: keep(&frame, parse.essence),
             epoch: self.names.epoch(),
             described: Described::default(),
             taint: Memo::default(),
@@ -292,7 +292,7 @@ impl Relay {
         };
         let portal = Portal {
             formats: bind.formats,
-            essence: frame.bytes().slice_ref(bind.essence),
+            essence: keep(&frame, bind.essence),
             text,
             running: AtomicBool::new(false),
             described: AtomicBool::new(false),
@@ -441,6 +441,13 @@ fn portal_command(portal: &Portal, execute: &[u8], bytes: Bytes) -> Command {
         hash: *hash.finalize().as_bytes(),
         standing: Standing::New,
     }
+}
+
+/// A part of a frame, to be kept for long. A small one is copied: it would hold on to all that was read with it, which
+/// could then not be used for the next read.
+fn keep(frame: &Frame, part: &[u8]) -> Bytes {
+    const SMALL: usize = 4096;
+    if part.len() <= SMALL { Bytes::copy_from_slice(part) } else { frame.bytes().slice_ref(part) }
 }
 
 fn malformed<T>(read: Result<T, Malformed>) -> Result<T, Stop> {
