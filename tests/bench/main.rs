@@ -2,8 +2,10 @@
 //! more about the machine than about Portcullis.
 
 mod connect;
+mod paths;
 mod peers;
 mod postgres;
+mod scenario;
 
 use anyhow::{Context, Result, bail};
 
@@ -19,18 +21,19 @@ fn main() -> Result<()> {
             connect::client(cgroup.as_ref(), address.parse()?, count.parse()?)
         }
         ["connect-server", cgroup] => connect::server(cgroup.as_ref()),
+        ["path-prepared", count] => paths::prepared(count.parse()?),
         // What `postgres` starts.
-        ["idle-client", count] => postgres::idle_client(count.parse()?),
+        ["idle-client", count] => scenario::idle_client(count.parse()?),
         _ => bail!("usage: bench connect [--json] | postgres [--quick] [--only TEXT] [--json]"),
     }
 }
 
 fn postgres(arguments: &[&str]) -> Result<()> {
-    let (mut effort, mut only, mut json) = (postgres::Effort::FULL, "", false);
+    let (mut effort, mut only, mut json) = (scenario::Effort::FULL, "", false);
     let mut arguments = arguments.iter();
     while let Some(argument) = arguments.next() {
         match *argument {
-            "--quick" => effort = postgres::Effort::QUICK,
+            "--quick" => effort = scenario::Effort::QUICK,
             "--json" => json = true,
             "--only" => only = arguments.next().context("--only needs a part of a name")?,
             other => bail!("`{other}` is no option of `bench postgres`"),

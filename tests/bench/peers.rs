@@ -17,6 +17,14 @@ use portcullis_tests::{Daemon, PASSWORD, Postgres};
 /// Twenty rules, two column masks, detectors where asked for, recording on: as it is shipped.
 const POLICY: &str = include_str!("policy.toml");
 
+/// What is added to it for [`Under::Detectors`].
+const DETECTORS: &str = r#"
+[[mask]]
+upstream = "shop"
+detect = ["credit_card", "iban", "email", "private_key", "api_token"]
+with = "redact"
+"#;
+
 /// The ways from client to server, in the order of the table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Way {
@@ -37,6 +45,15 @@ impl Way {
             Self::Haproxy => "haproxy",
         }
     }
+}
+
+/// Which policy a governed client is under.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Under {
+    /// The usual one.
+    Usual,
+    /// The same, with every detector on every column.
+    Detectors,
 }
 
 /// Everything that runs.
@@ -64,10 +81,16 @@ impl Drop for Peer {
 impl Peers {
     /// Starts all of them on private ports.
     pub fn start() -> Result<Self> {
-        let server = Postgres::start_with(&["log_statement=none", "max_connections=1200", "shared_buffers=512MB"])?;
+        // With fsync, as a server has it: Portcullis, too, waits for its disk.
+        let settings = ["log_statement=none", "max_connections=5100", "shared_buffers=512MB", "fsync=on"];
+        let server = Postgres::start_with(&settings)?;
         let dir = tempfile::Builder::new().prefix("portcullis-bench-").tempdir()?;
         fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755))?;
         let daemon = Daemon::start(&server, POLICY)?;
+        let credential = daemon.path("credential").display().to_string();
+        let detectors = POLICY.replace("\"bot\"", "\"scan\"").replace("/bot/", "/scan/") + DETECTORS;
+        let detectors = detectors.replace("{slice}", daemon.slice()).replace("{port}", &server.port.to_string());
+        daemon.add_policy("scan", &detectors.replace("{password}", &credential))?;
         let pgbouncer = pgbouncer(&server, dir.path())?;
         let haproxy = haproxy(&server, dir.path())?;
         Ok(Self { server, daemon, pgbouncer, haproxy, dir })
@@ -99,9 +122,10 @@ impl Peers {
 
     /// A client, which speaks without TLS on every way. Only who goes straight to the server, or through a proxy that
     /// logs nobody in, has the password.
-    pub fn client(&self, way: Way, program: &str, arguments: &[&str]) -> Result<Command> {
+    pub fn client(&self, way: Way, under: Under, program: &str, arguments: &[&str]) -> Result<Command> {
         let mut command = if way == Way::Portcullis {
-            self.daemon.governed(program, arguments)?
+            let workload = if under == Under::Detectors { "scan" } else { "bot" };
+            self.daemon.governed_in(workload, program, arguments)?
         } else {
             let mut command = Command::new(program);
             command.args(arguments).current_dir("/");
@@ -116,8 +140,9 @@ impl Peers {
     }
 
     /// Runs a client; what it printed.
-    pub fn run(&self, way: Way, program: &str, arguments: &[&str]) -> Result<String> {
-        let output = self.client(way, program, arguments)?.output().with_context(|| format!("cannot run {program}"))?;
+    pub fn run(&self, way: Way, under: Under, program: &str, arguments: &[&str]) -> Result<String> {
+        let output =
+            self.client(way, under, program, arguments)?.output().with_context(|| format!("cannot run {program}"))?;
         ensure!(output.status.success(), "{} by way of {}: {}", program, way.name(), said(&output));
         Ok(String::from_utf8_lossy(&output.stdout).into_owned())
     }
@@ -138,7 +163,7 @@ fn pgbouncer(server: &Postgres, dir: &Path) -> Result<Peer> {
     let text = format!(
         "[databases]\nshop = host=127.0.0.1 port={} dbname=shop user=shop_agent password={PASSWORD}\n\
          [pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = {port}\nunix_socket_dir =\nauth_type = any\n\
-         pool_mode = session\nmax_client_conn = 2000\ndefault_pool_size = 1100\n\
+         pool_mode = session\nmax_client_conn = 6000\ndefault_pool_size = 5050\n\
          ignore_startup_parameters = extra_float_digits\nserver_tls_sslmode = disable\n\
          log_connections = 0\nlog_disconnections = 0\nverbose = 0\n",
         server.port
@@ -158,7 +183,7 @@ fn haproxy(server: &Postgres, dir: &Path) -> Result<Peer> {
     let mut config = fs::File::create(&file)?;
     write!(
         config,
-        "global\n  maxconn 4000\ndefaults\n  mode tcp\n  timeout connect 5s\n  timeout client 10m\n  timeout server 10m\n\
+        "global\n  maxconn 6000\ndefaults\n  mode tcp\n  timeout connect 5s\n  timeout client 10m\n  timeout server 10m\n\
          listen postgres\n  bind 127.0.0.1:{port}\n  server one 127.0.0.1:{}\n",
         server.port
     )?;

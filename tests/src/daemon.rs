@@ -217,7 +217,12 @@ impl Daemon {
 
     /// A command that runs as `nobody` in a session of the workload `bot`.
     pub fn governed(&self, program: &str, arguments: &[&str]) -> Result<Command> {
-        let run = ["run", "--workload", "bot", "--user", "nobody", "--intent", "end-to-end test", "--", program];
+        self.governed_in("bot", program, arguments)
+    }
+
+    /// The same in a session of another workload.
+    pub fn governed_in(&self, workload: &str, program: &str, arguments: &[&str]) -> Result<Command> {
+        let run = ["run", "--workload", workload, "--user", "nobody", "--intent", "end-to-end test", "--", program];
         let mut command = self.command(&run)?;
         command.args(arguments).current_dir("/");
         Ok(command)
