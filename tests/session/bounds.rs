@@ -277,3 +277,39 @@ async fn frames_out_of_order_are_answered_as_the_server_would_or_end_the_connect
     }
     assert_eq!(server.sql("shop", "SELECT count(*) FROM orders").unwrap(), "5000");
 }
+
+/// A change within a transaction need not wait for the disk, but what commits it must.
+#[tokio::test]
+async fn what_lasts_is_on_disk_first() {
+    let server = server();
+    let house = TestHouse::new(&server, POLICY).unwrap();
+    let client = house.client().await.unwrap();
+    let recorder = &house.house.recorder;
+    let commands = || {
+        let events = house.events().unwrap();
+        events.iter().filter(|event| matches!(event.body, EventBody::Command { .. })).count()
+    };
+    let change = "UPDATE orders SET quantity = quantity WHERE id = 1";
+    // Each ends with something that makes changes last.
+    let scripts: [&[&str]; 5] = [
+        &[change],
+        &["BEGIN", change, "SELECT 1", change, "COMMIT"],
+        &["BEGIN", change, &format!("{change}; COMMIT")],
+        &["BEGIN", change, "SAVEPOINT s", change, "END"],
+        &["BEGIN", change, "PREPARE p AS SELECT 1", "EXECUTE p", "COMMIT AND CHAIN"],
+    ];
+    for script in scripts {
+        let before = commands();
+        let mut changed = 0;
+        for sql in script {
+            if sql.contains(change) {
+                // The end of the command before is on record when its answer comes, so that this one is the next.
+                changed = recorder.last().sequence() + 1;
+            }
+            client.batch_execute(sql).await.unwrap_or_else(|error| panic!("{script:?}: {sql}: {error:?}"));
+        }
+        assert!(recorder.durable().sequence() >= changed, "{script:?}");
+        assert_eq!(commands() - before, script.len(), "{script:?}");
+        let _ = client.batch_execute("ROLLBACK").await;
+    }
+}

@@ -1,7 +1,8 @@
 //! Masks follow a column through aliases, formats and COPY, and never through an expression.
 
 use futures_util::StreamExt;
-use portcullis_tests::TestHouse;
+use portcullis::{mask::REDACTED, record::EventBody};
+use portcullis_tests::{PASSWORD, TestHouse};
 use tokio_postgres::SimpleQueryMessage;
 
 use crate::{POLICY, server};
@@ -141,4 +142,30 @@ async fn errors_and_notices_are_masked() {
     let error = client.simple_query("SELECT 'GB82WEST12345698765432'::integer").await.unwrap_err();
     let message = error.as_db_error().unwrap().message().to_owned();
     assert!(message.contains("[redacted]") && !message.contains("GB82"), "{message}");
+}
+
+#[tokio::test]
+async fn a_credential_among_many_rows_is_found() {
+    let server = server();
+    // Without detectors rows pass many at a time.
+    let policy = POLICY.split("[[mask]]").next().unwrap();
+    let house = TestHouse::new(&server, policy).unwrap();
+    let client = house.client().await.unwrap();
+    let sql = format!(
+        "SELECT i, CASE WHEN i % 1000 = 7 THEN 'the {PASSWORD} of it' ELSE repeat('row ', i % 50) END \
+         FROM generate_series(1, 20000) AS i"
+    );
+    let expected = |i: usize| {
+        if i % 1000 == 7 { format!("the {} of it", REDACTED) } else { "row ".repeat(i % 50) }
+    };
+    let got = rows(&client.simple_query(&sql).await.unwrap());
+    assert_eq!(got.len(), 20_000);
+    for (at, row) in got.iter().enumerate() {
+        assert_eq!(row, &[Some((at + 1).to_string()), Some(expected(at + 1))]);
+    }
+    let ended = house.events().unwrap().into_iter().find_map(|event| match &event.body {
+        EventBody::Result { rows, masked, .. } => Some((*rows, masked.count)),
+        _ => None,
+    });
+    assert_eq!(ended, Some((20_000, 20)));
 }

@@ -104,6 +104,13 @@ impl KnownSecrets {
         held
     }
 
+    /// Whether any part of these bytes looks like a secret, however short.
+    pub fn may_be_in(&self, bytes: &[u8]) -> bool {
+        let mut any = false;
+        self.find(bytes, |_| any = true);
+        any
+    }
+
     /// Every occurrence of every pattern, overlapping ones included, in no order.
     pub(super) fn find(&self, text: &[u8], mut found: impl FnMut(Range<usize>)) {
         for short in &self.short {

@@ -232,6 +232,11 @@ impl Recorder {
         Position(self.shared().lock().active.seq)
     }
 
+    /// The place of the last event that is known to be on disk.
+    pub fn durable(&self) -> Position {
+        Position(self.shared().durable.borrow().seq)
+    }
+
     /// The key that signs this log.
     pub fn public_key(&self) -> PublicKey {
         self.shared().key.public()

@@ -1,12 +1,12 @@
 //! The gate: every command passes here, is judged by the policy then in force, recorded, and, if it must wait, held.
 //!
-//! Order matters. A command is recorded before its permit exists, and what changes data is on disk by then; if it
-//! cannot be recorded, it is refused. Failure mode: refusal.
+//! Order matters. A command is recorded before its permit exists. What makes a change last is permitted when the record
+//! of it, and of all that it makes last, is on disk; if it cannot be recorded, it is refused. Failure mode: refusal.
 
 use std::{
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Instant,
 };
@@ -16,7 +16,7 @@ use futures_util::future::BoxFuture;
 
 use super::{
     cx::ConnectionCx,
-    permit::{Command, HoldNotice, Permit, Refusal, Standing},
+    permit::{Command, HoldNotice, Lasting, Permit, Refusal, Standing},
 };
 use crate::{
     action::Action,
@@ -33,6 +33,8 @@ const RECORDED: usize = 1 << 20;
 pub struct Gate {
     cx: Arc<ConnectionCx>,
     seq: AtomicU64,
+    /// Changes were permitted that the next command may make last, and their record may not be on disk.
+    unsynced: AtomicBool,
 }
 
 /// What the gate answers at once.
@@ -51,7 +53,7 @@ pub enum Begun {
 impl Gate {
     /// For one connection.
     pub fn new(cx: Arc<ConnectionCx>) -> Self {
-        Self { cx, seq: AtomicU64::new(0) }
+        Self { cx, seq: AtomicU64::new(0), unsynced: AtomicBool::new(false) }
     }
 
     /// Judges a command. Calls for an async runtime only where it must wait.
@@ -105,9 +107,20 @@ impl Gate {
         match self.cx.record(event(seq, &command, note, waited)) {
             Err(refusal) => Begun::Ready(Err(refusal)),
             Ok(position) => {
-                let durable = command.action.changes();
+                let durable = self.is_synced_first(&command);
                 let permit = Permit { bytes: command.bytes, seq };
                 if durable { self.after_sync(position, Ok(permit)) } else { Begun::Ready(Ok(permit)) }
+            }
+        }
+    }
+
+    fn is_synced_first(&self, command: &Command) -> bool {
+        let changes = command.action.changes();
+        match command.lasting {
+            Lasting::AtOnce => self.unsynced.swap(false, Ordering::Relaxed) || changes,
+            Lasting::FromCommit => {
+                self.unsynced.fetch_or(changes, Ordering::Relaxed);
+                false
             }
         }
     }

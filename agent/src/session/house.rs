@@ -16,7 +16,7 @@ use super::{
     BoxIo, ConnectionCx, Gate, LiveTable, Network,
     cx::Judge,
     live::connect,
-    permit::{Command, Standing},
+    permit::{Command, Lasting, Standing},
 };
 use crate::{
     action::{ProcessFacts, ProtocolId},
@@ -240,6 +240,7 @@ pub fn connect_command(cx: &ConnectionCx) -> Command {
         shape: Arc::clone(&text),
         text,
         standing: Standing::New,
+        lasting: Lasting::AtOnce,
     }
 }
 

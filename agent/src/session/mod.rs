@@ -17,4 +17,4 @@ pub use gate::{Begun, Gate};
 pub use house::{Arrival, Ended, House, Protocol, SessionError, connect_command, gate, serve};
 pub use live::{ConnectionView, Entry, LiveTable};
 pub use network::{BoxIo, Io, NetError, Network, Secured, Source};
-pub use permit::{Command, DataRight, HoldNotice, Inert, Permit, Refusal, Standing, Upstream};
+pub use permit::{Command, DataRight, HoldNotice, Inert, Lasting, Permit, Refusal, Standing, Upstream};

@@ -109,6 +109,17 @@ pub struct Command {
     pub hash: [u8; 32],
     /// A reviewer has approved this very command before and it only goes on (further rows of one portal).
     pub standing: Standing,
+    /// Since when what it changes lasts.
+    pub lasting: Lasting,
+}
+
+/// Since when what a command changes lasts, whatever becomes of the connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lasting {
+    /// As soon as it runs, for all we know. What lasts only then is made to last by it, too.
+    AtOnce,
+    /// Only once a later command of the same connection has committed it; that one is [`Lasting::AtOnce`].
+    FromCommit,
 }
 
 /// Whether a command was approved before.

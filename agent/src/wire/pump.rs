@@ -13,8 +13,9 @@ use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::{Budget, Charge, OutQueue, OverBudget};
 
-/// Bytes asked of the socket at a time.
+/// Bytes asked of the socket at a time, and when as many have come as could.
 const READ: usize = 16 << 10;
+const BULK: usize = 64 << 10;
 /// Pieces written at a time.
 const PIECES: usize = 32;
 /// A frame up to this size is not charged for.
@@ -33,6 +34,8 @@ pub struct Side<S> {
     pub ended: bool,
     read_total: u64,
     gathering: Charge,
+    /// Bytes to ask for next.
+    wanted: usize,
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Side<S> {
@@ -46,6 +49,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Side<S> {
             ended: false,
             read_total: 0,
             gathering: Charge::default(),
+            wanted: READ,
         }
     }
 
@@ -114,15 +118,22 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Side<S> {
         if self.ended {
             return Poll::Pending;
         }
-        self.input.reserve(READ);
+        self.input.reserve(self.wanted);
         match tokio_util::io::poll_read_buf(Pin::new(&mut self.io), cx, &mut self.input) {
             Poll::Ready(Ok(read)) => {
                 self.ended = read == 0;
                 self.read_total += read as u64;
+                self.wanted = if read >= self.wanted { BULK } else { READ };
                 Poll::Ready(Ok(()))
             }
             Poll::Ready(Err(error)) => Poll::Ready(Err(error)),
-            Poll::Pending => Poll::Pending,
+            Poll::Pending => {
+                // Who has nothing to say keeps no large buffer.
+                if self.input.is_empty() && self.input.capacity() > 2 * READ {
+                    self.input = BytesMut::new();
+                }
+                Poll::Pending
+            }
         }
     }
 

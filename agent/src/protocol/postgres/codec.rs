@@ -79,6 +79,21 @@ pub fn cut(input: &mut BytesMut, cap: impl Fn(u8) -> usize) -> Result<Option<Fra
     Ok(Some(Frame { bytes: input.split_to(declared + 1).freeze() }))
 }
 
+/// How many whole frames of this type, none over the cap, stand one after the other at the start, and their bytes.
+pub fn whole(input: &[u8], tag: u8, cap: usize) -> (u64, usize) {
+    let (mut frames, mut bytes) = (0, 0);
+    while let Some(&[first, length @ ..]) = input[bytes..].first_chunk::<5>()
+        && let Ok(declared) = usize::try_from(i32::from_be_bytes(length))
+        && first == tag
+        && (4..=cap).contains(&declared)
+        && declared < input.len() - bytes
+    {
+        frames += 1;
+        bytes += declared + 1;
+    }
+    (frames, bytes)
+}
+
 /// How many bytes the first frame takes that is not whole yet; 0 if that is not known, or not possible.
 pub fn declared(input: &[u8]) -> usize {
     let length = input.first_chunk::<5>().map_or(0, |[_, length @ ..]| i32::from_be_bytes(*length));

@@ -102,6 +102,15 @@ impl Masker {
         self.masks.is_empty() && self.secrets.is_empty()
     }
 
+    /// Whether rows of this plan change at most where their bytes hold a known secret.
+    pub fn changes_only_secrets(&self, plan: &Plan) -> bool {
+        let as_it_stands = |column: &Column| {
+            matches!(column.rule, Rule::Scan)
+                && (column.format == Format::Text || !matches!(family(column.type_oid), Family::Int8 | Family::Numeric))
+        };
+        !self.masks.has_detectors() && plan.columns.iter().all(as_it_stands)
+    }
+
     fn scans(&self) -> bool {
         self.masks.has_detectors() || !self.secrets.is_empty()
     }

@@ -1,7 +1,6 @@
 //! Frames from the client: what each would do, and what goes upstream in its place if it may not.
 
 use std::{
-    fmt::Write as _,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -13,19 +12,20 @@ use bytes::{BufMut, Bytes, BytesMut};
 
 use super::{
     Relay, Stop, Wait,
+    command::{describe_parameters, empty_prepared, keep, malformed, missing, portal_command, unresolved},
     pending::{Asker, Copying, Expect},
 };
 use crate::{
     action::{Action, ProtocolId, Target, Verb},
     protocol::postgres::{
         catalog::AGE,
-        codec::{self, Bind, Execute, Format, Frame, Malformed, Named, Parse, put, put_cstr},
+        codec::{self, Bind, Execute, Frame, Malformed, Named, Parse, put, put_cstr},
         names::NameState,
         prepared::{Described, Memo, Portal, Prepared, weight},
     },
-    session::{Begun, Command, Inert, Refusal, SessionError, Standing},
+    session::{Begun, Command, Inert, Lasting, SessionError, Standing},
     sql::{self, Classified, Reshape, SettingRule, StatementInfo, StatementKind, setting_rule},
-    wire::{Charge, OverBudget},
+    wire::OverBudget,
 };
 
 /// A catalogue younger than this is not fetched again for a name that did not resolve.
@@ -193,6 +193,7 @@ impl Relay {
             hash: *blake3::hash(frame.bytes()).as_bytes(),
             shape: sql::shape(sql).into(),
             text: Arc::clone(&text),
+            lasting: self.lasting(&action, &classified.statements),
             action: action.clone(),
             bytes: frame.into_bytes(),
             standing: Standing::New,
@@ -215,6 +216,7 @@ impl Relay {
             action: Action::opaque(ProtocolId::Postgres, Target::new("sql:not-utf8")),
             bytes: frame.into_bytes(),
             standing: Standing::New,
+            lasting: Lasting::AtOnce,
         };
         let begun = self.gate.refuse_by_protocol(command, "encoding", Malformed::Encoding.to_string());
         match begun {
@@ -262,6 +264,7 @@ impl Relay {
             shape: Arc::clone(&prepared.shape),
             bytes,
             standing: Standing::New,
+            lasting: Lasting::AtOnce,
         };
         let bytes = frame.into_bytes();
         let begun = match Self::pinned(&prepared.statements) {
@@ -354,6 +357,7 @@ impl Relay {
             return Ok(());
         };
         let mut command = portal_command(&portal, &execute.max_rows.to_be_bytes(), frame.bytes().clone());
+        command.lasting = self.lasting(&command.action, &portal.statement.statements);
         if portal.running.load(Ordering::Relaxed) {
             command.standing = Standing::Continues;
         }
@@ -395,6 +399,7 @@ impl Relay {
             text,
             bytes: frame.into_bytes(),
             standing: Standing::New,
+            lasting: Lasting::AtOnce,
         };
         let begun = self.gate.begin(command);
         self.begun(begun, Then::Function)
@@ -423,82 +428,4 @@ impl Relay {
         self.upstream_queue().forward_data(right, frame.into_bytes());
         Ok(())
     }
-}
-
-/// A portal as it would run, or be bound where `execute` is empty.
-fn portal_command(portal: &Portal, execute: &[u8], bytes: Bytes) -> Command {
-    let statement = &portal.statement;
-    let mut hash = blake3::Hasher::new();
-    for part in [&statement.essence[..], &portal.essence[..], execute] {
-        hash.update(&(part.len() as u64).to_be_bytes());
-        hash.update(part);
-    }
-    Command {
-        action: statement.action.clone(),
-        bytes,
-        text: Arc::clone(&portal.text),
-        shape: Arc::clone(&statement.shape),
-        hash: *hash.finalize().as_bytes(),
-        standing: Standing::New,
-    }
-}
-
-/// A part of a frame, to be kept for long. A small one is copied: it would hold on to all that was read with it, which
-/// could then not be used for the next read.
-fn keep(frame: &Frame, part: &[u8]) -> Bytes {
-    const SMALL: usize = 4096;
-    if part.len() <= SMALL { Bytes::copy_from_slice(part) } else { frame.bytes().slice_ref(part) }
-}
-
-fn malformed<T>(read: Result<T, Malformed>) -> Result<T, Stop> {
-    read.map_err(|error| SessionError::Client(error.to_string()))
-}
-
-fn unresolved(action: &Action) -> bool {
-    action.parts.iter().any(|(_, target)| target.as_str().starts_with("?.") || target.as_str().starts_with("fn:?."))
-}
-
-fn missing(message: String) -> Refusal {
-    Refusal { message, rule: "protocol".into(), hint: None, seq: 0 }
-}
-
-fn empty_prepared() -> Prepared {
-    Prepared {
-        sql: "".into(),
-        shape: "".into(),
-        action: Action::opaque(ProtocolId::Postgres, Target::new("sql:not-utf8")),
-        statements: Arc::from([]),
-        essence: Bytes::new(),
-        epoch: 0,
-        described: Described::default(),
-        taint: Memo::default(),
-        last: Memo::default(),
-        charge: Charge::default(),
-    }
-}
-
-/// Parameters for people: texts quoted, binary ones as hex, long ones cut.
-fn describe_parameters(bind: &Bind<'_>) -> String {
-    const LONGEST: usize = 128;
-    let mut out = String::new();
-    for (i, (format, value)) in bind.parameters.iter().enumerate() {
-        if i > 0 {
-            out.push_str(", ");
-        }
-        let _ = write!(out, "${} = ", i + 1);
-        match (format, value) {
-            (_, None) => out.push_str("NULL"),
-            (Format::Text, Some(value)) => {
-                let shown = &value[..value.len().min(LONGEST)];
-                let cut = if shown.len() < value.len() { "…" } else { "" };
-                let _ = write!(out, "{:?}{cut}", String::from_utf8_lossy(shown));
-            }
-            (Format::Binary, Some(value)) => {
-                let shown = &value[..value.len().min(LONGEST)];
-                let cut = if shown.len() < value.len() { "…" } else { "" };
-                let _ = write!(out, "\\x{}{cut}", data_encoding::HEXLOWER.encode(shown));
-            }
-        }
-    }
-    out
 }

@@ -6,6 +6,7 @@
 
 mod answer;
 mod client;
+mod command;
 mod pending;
 mod rows;
 mod server;
@@ -266,21 +267,29 @@ impl Relay {
     }
 
     fn drain_upstream(&mut self) -> Result<(), Stop> {
-        let cap = self.cx.limits().response;
         if self.client.output.is_empty() {
             self.upstream.give_room_back();
         }
         while self.upstream_wait.is_none() {
-            match codec::cut(&mut self.upstream.input, |_| cap) {
-                Ok(None) => {
-                    let declared = codec::declared(&self.upstream.input);
-                    return Ok(self.upstream.make_room(declared, &self.cx.memory)?);
-                }
-                Ok(Some(frame)) => self.upstream_frame(frame)?,
-                Err(error) => return Err(SessionError::Upstream(error.to_string())),
+            if self.upstream.input.first() == Some(&b'D') {
+                self.pass_rows()?;
+            }
+            if !self.upstream_one()? {
+                let declared = codec::declared(&self.upstream.input);
+                return Ok(self.upstream.make_room(declared, &self.cx.memory)?);
             }
         }
         Ok(())
+    }
+
+    /// The first frame of the upstream, if all of it has come.
+    fn upstream_one(&mut self) -> Result<bool, Stop> {
+        let cap = self.cx.limits().response;
+        match codec::cut(&mut self.upstream.input, |_| cap) {
+            Ok(None) => Ok(false),
+            Ok(Some(frame)) => self.upstream_frame(frame).map(|()| true),
+            Err(error) => Err(SessionError::Upstream(error.to_string())),
+        }
     }
 
     /// The client will say nothing more: what waits for a reviewer is withdrawn, the rest is answered.
