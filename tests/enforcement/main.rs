@@ -7,6 +7,7 @@ mod daemon;
 mod doctor;
 mod environment;
 mod escape;
+mod helper;
 mod limits;
 mod load;
 mod redirect;

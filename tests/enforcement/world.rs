@@ -310,7 +310,7 @@ impl Direct {
     }
 }
 
-fn cgroup_root() -> PathBuf {
+pub fn cgroup_root() -> PathBuf {
     let mounts = fs::read_to_string("/proc/self/mountinfo").expect("proc is mounted");
     mounts
         .lines()

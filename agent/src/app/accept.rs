@@ -4,6 +4,7 @@ use std::{os::fd::AsFd, sync::Arc};
 
 use tokio::net::TcpStream;
 
+use super::helper::Helper;
 use crate::{
     action::ProcessFacts,
     bpf::Kernel,
@@ -14,7 +15,7 @@ use crate::{
 };
 
 /// Takes a redirected connection; never blocks.
-pub(super) fn arrival(house: &Arc<House>, kernel: &Arc<Kernel>, stream: TcpStream, place: Place) {
+pub(super) fn arrival(house: &Arc<House>, kernel: &Arc<Kernel>, helper: &Arc<Helper>, stream: TcpStream, place: Place) {
     let origin = match kernel.origin(stream.as_fd()) {
         Ok(origin) => origin,
         Err(error) => {
@@ -23,22 +24,27 @@ pub(super) fn arrival(house: &Arc<House>, kernel: &Arc<Kernel>, stream: TcpStrea
         }
     };
     let process = ProcessFacts { pid: origin.pid, uid: origin.uid, comm: origin.comm, exe: None };
-    let process = with_executable(process);
-    let Some(session) = house.sessions.by_cgroup(origin.cgroup_id) else {
-        return refused(house, format!("{}: cgroup {} has no session", origin.address, origin.cgroup_id), process);
-    };
-    let house = house.clone();
+    let session = house.sessions.by_cgroup(origin.cgroup_id);
+    let (house, helper) = (house.clone(), helper.clone());
     tokio::spawn(async move {
+        let known = process.clone();
+        let process = tokio::task::spawn_blocking(move || with_executable(&helper, process)).await.unwrap_or(known);
+        let Some(session) = session else {
+            let what = format!("{}: cgroup {} has no session", origin.address, origin.cgroup_id);
+            return refused(&house, what, process);
+        };
         let arrival = Arrival { io: Box::new(stream), origin: origin.address, session, process };
         session::serve(house, arrival).await;
         drop(place);
     });
 }
 
-/// Adds the executable to what the kernel took down of a process, if /proc still shows the same under that pid.
-pub(super) fn with_executable(process: ProcessFacts) -> ProcessFacts {
+/// Adds the executable to what the kernel took down of a process, if /proc still shows the same under that pid. Asks the
+/// helper, who may look; may block.
+pub(super) fn with_executable(helper: &Helper, process: ProcessFacts) -> ProcessFacts {
+    let exe = helper.executable(process.pid);
     let now = identity::process_facts(process.pid);
-    let exe = if now.comm == process.comm && now.uid == process.uid { now.exe } else { None };
+    let exe = exe.filter(|_| now.comm == process.comm && now.uid == process.uid);
     ProcessFacts { exe, ..process }
 }
 

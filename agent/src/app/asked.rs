@@ -83,7 +83,7 @@ pub(super) fn opened(
         session: session.id.to_string(),
         cgroup,
         cgroup_dir: session.cgroup_path.clone(),
-        controllers: others.iter().map(|(name, other)| ((*name).into(), other.path.clone())).collect(),
+        controllers: others.iter().map(|(name, other)| (name.clone(), other.path.clone())).collect(),
         room: Room {
             temporary: session.temporary,
             filesystem: workload.filesystem,

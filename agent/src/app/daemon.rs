@@ -8,7 +8,7 @@ use std::{
     io::{self, IsTerminal},
     net::SocketAddr,
     os::unix::fs::{DirBuilderExt, PermissionsExt},
-    path::Path,
+    path::{Path, PathBuf},
     sync::{Arc, Mutex, atomic::AtomicU64},
     time::{Duration, Instant},
 };
@@ -27,7 +27,9 @@ use super::{
     claims::Claims,
     desk::ControlDesk,
     governor::{GovernedFence, Governor, current},
-    harden, journal,
+    harden,
+    helper::{self, Helper},
+    journal,
     lifecycle::{self, Lifecycle},
     listening,
     namespaces::Namespaces,
@@ -59,6 +61,8 @@ pub(super) enum Ended {
     Well,
     /// It failed, and has said why.
     Failed,
+    /// Its privileged helper is gone: it is to be started again.
+    Bereft,
 }
 
 /// Runs until SIGTERM or SIGINT.
@@ -66,7 +70,7 @@ pub(super) fn run(settings: Settings) -> miette::Result<Ended> {
     if !nix::unistd::geteuid().is_root() {
         return Err(miette!(help = "run it with sudo, or start the service", "the daemon must be started by root"));
     }
-    logging(&settings)?;
+    logging(&settings.log.filter, settings.log.format)?;
     let Some(listeners) = listening::take()? else {
         // First its cgroup: the sockets belong to it for good.
         own_cgroup(&settings)?;
@@ -86,16 +90,29 @@ pub(super) fn run(settings: Settings) -> miette::Result<Ended> {
             "the policies are not valid:\n{rendered}"
         )
     })?;
+    let (own, root) = own_cgroup(&settings)?;
+    let addresses: Vec<SocketAddr> =
+        listeners.iter().map(std::net::TcpListener::local_addr).collect::<io::Result<_>>().into_diagnostic()?;
+    let control = Server::bound_at(&settings.control_socket());
+    let helper = Arc::new(Helper::start(&helper::Setup::new(&settings, &root, control, addresses.clone()))?);
+    let place = Place { own, root, listeners, addresses, helper };
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().thread_name("portcullis").build();
-    runtime.into_diagnostic()?.block_on(serve(Arc::new(settings), policies, listeners))?;
-    Ok(Ended::Well)
+    runtime.into_diagnostic()?.block_on(serve(Arc::new(settings), policies, place))
 }
 
-async fn serve(
-    settings: Arc<Settings>,
-    policies: crate::policy::PolicySet,
+/// Where a daemon is, and what it was given.
+struct Place {
+    /// Its cgroup, as `/a/b`.
+    own: String,
+    /// Mount of the cgroup2 tree.
+    root: PathBuf,
     listeners: Vec<std::net::TcpListener>,
-) -> miette::Result<()> {
+    addresses: Vec<SocketAddr>,
+    helper: Arc<Helper>,
+}
+
+async fn serve(settings: Arc<Settings>, policies: crate::policy::PolicySet, place: Place) -> miette::Result<Ended> {
+    let Place { own, root, listeners, addresses, helper } = place;
     folder(&settings.state_dir, 0o700)?;
     folder(&settings.runtime_dir, 0o755)?;
     folder(&settings.sockets_dir(), 0o755)?;
@@ -116,11 +133,8 @@ async fn serve(
     ca.write_certificate(&settings.ca_file()).into_diagnostic()?;
     bundle(&settings, &ca.certificate_pem())?;
 
-    let (own, root) = own_cgroup(&settings)?;
-    let addresses: Vec<SocketAddr> =
-        listeners.iter().map(std::net::TcpListener::local_addr).collect::<io::Result<_>>().into_diagnostic()?;
     let kernel = Arc::new(open_kernel(&settings, &root, &own, &listeners, &addresses)?);
-    let governor = Arc::new(Governor::new(root, own, kernel.clone()));
+    let governor = Arc::new(Governor::new(root, own, kernel.clone(), helper.clone()));
 
     let limits = Limits { memory: settings.limits.memory, ..Limits::default() };
     let house = Arc::new(House {
@@ -142,11 +156,12 @@ async fn serve(
     governor.govern(&house.policies.load())?;
     let stop_accepting = CancellationToken::new();
     let serve = {
-        let (house, kernel, limit) = (house.clone(), kernel.clone(), settings.limits.connections);
+        let (house, kernel, helper, limit) =
+            (house.clone(), kernel.clone(), helper.clone(), settings.limits.connections);
         move |listener, stop: CancellationToken| {
             let listener = TcpListener::from_std(listener)?;
-            let (house, kernel) = (house.clone(), kernel.clone());
-            let take = move |stream, _, place| accept::arrival(&house, &kernel, stream, place);
+            let (house, kernel, helper) = (house.clone(), kernel.clone(), helper.clone());
+            let take = move |stream, _, place| accept::arrival(&house, &kernel, &helper, stream, place);
             Ok::<_, io::Error>(net::listener::serve(listener, limit, stop, take))
         }
     };
@@ -161,16 +176,15 @@ async fn serve(
             });
             Ok(())
         };
-        Namespaces::new(kernel.clone(), addresses.clone(), Box::new(elsewhere), stop_accepting.clone())
+        Arc::new(Namespaces::new(kernel.clone(), governor.clone(), Box::new(elsewhere), stop_accepting.clone()))
     };
-    let namespaces = namespaces.into_diagnostic()?;
     let lifecycle = Arc::new(Lifecycle::new(house.clone(), governor.clone(), settings.clone(), namespaces));
     lifecycle.adopt(&restored.adopted, &restored.lost);
     let policies = Arc::new(Policies::new(settings.policy_dir.clone(), house.clone(), governor.clone()));
 
     let stop = CancellationToken::new();
     let problems = Arc::new(Mutex::new(Vec::<String>::new()));
-    spawn_upkeep(&house, &lifecycle, &kernel, &settings, &problems, &stop);
+    spawn_upkeep(&house, &lifecycle, &governor, &kernel, &settings, &problems, &stop);
     tokio::spawn(watch_policies(policies.clone()));
     let claims = Claims::new(house.clone(), governor.clone(), lifecycle.clone());
     spawn_until(&stop, async move { claims.run().await });
@@ -208,19 +222,26 @@ async fn serve(
             }
         });
     }
-    lifecycle.sweep();
+    {
+        let lifecycle = lifecycle.clone();
+        tokio::task::spawn_blocking(move || lifecycle.sweep()).await.into_diagnostic()?;
+    }
+    let bereft = CancellationToken::new();
+    helper.watch(bereft.clone()).into_diagnostic()?;
 
     harden::calls()?;
     let hash = house.policies.load().hash().to_owned();
     house.recorder.append(Event::daemon(format!("started, policies {hash}"))).into_diagnostic()?;
     tracing::info!(listen = ?listen, socket = %settings.control_socket().display(), policies = hash, "ready");
     tell(&[NotifyState::Ready, NotifyState::Status("serving")]);
-    let why = signals(&policies, &failed).await?;
+    let why = signals(&policies, &failed, &bereft).await?;
 
     tracing::info!(why, "stopping: no new connections, live ones may finish");
     tell(&[NotifyState::Stopping]);
     stop_accepting.cancel();
-    house.live.drain(settings.limits.drain).await;
+    // Without the helper nobody ends what must end: it is not waited for.
+    let patience = if bereft.is_cancelled() { Duration::ZERO } else { settings.limits.drain };
+    house.live.drain(patience).await;
     if let Err(error) = kernel.stop() {
         tracing::warn!(%error, "the kernel side was not told; it refuses when heartbeats stay away");
     }
@@ -229,11 +250,19 @@ async fn serve(
     house.recorder.append(Event::daemon(format!("stopped: {why}"))).into_diagnostic()?;
     let recorder = house.recorder.clone();
     tokio::task::spawn_blocking(move || recorder.close()).await.into_diagnostic()?.into_diagnostic()?;
-    if failed.is_cancelled() { Err(miette!("the listener failed")) } else { Ok(()) }
+    match () {
+        () if failed.is_cancelled() => Err(miette!("the listener failed")),
+        () if bereft.is_cancelled() => Ok(Ended::Bereft),
+        () => Ok(Ended::Well),
+    }
 }
 
 /// Waits for the end, reloading on SIGHUP meanwhile.
-async fn signals(policies: &Arc<Policies>, failed: &CancellationToken) -> miette::Result<&'static str> {
+async fn signals(
+    policies: &Arc<Policies>,
+    failed: &CancellationToken,
+    bereft: &CancellationToken,
+) -> miette::Result<&'static str> {
     let mut terminate = signal(SignalKind::terminate()).into_diagnostic()?;
     let mut interrupt = signal(SignalKind::interrupt()).into_diagnostic()?;
     let mut hangup = signal(SignalKind::hangup()).into_diagnostic()?;
@@ -243,6 +272,7 @@ async fn signals(policies: &Arc<Policies>, failed: &CancellationToken) -> miette
             _ = terminate.recv() => return Ok("SIGTERM"),
             _ = interrupt.recv() => return Ok("SIGINT"),
             () = failed.cancelled() => return Ok("the listener failed"),
+            () = bereft.cancelled() => return Ok("the privileged helper is gone"),
             _ = hangup.recv() => {
                 if let Ok(now) = NotifyState::monotonic_usec_now() {
                     tell(&[NotifyState::Reloading, now]);
@@ -260,6 +290,7 @@ async fn signals(policies: &Arc<Policies>, failed: &CancellationToken) -> miette
 fn spawn_upkeep(
     house: &Arc<House>,
     lifecycle: &Arc<Lifecycle>,
+    governor: &Arc<Governor>,
     kernel: &Arc<Kernel>,
     settings: &Settings,
     problems: &Arc<Mutex<Vec<String>>>,
@@ -332,7 +363,7 @@ fn spawn_upkeep(
     spawn_until(stop, timer);
     spawn_until(stop, sweep);
     spawn_until(stop, verify);
-    spawn_until(stop, refusals::record(house.clone(), kernel.clone()));
+    spawn_until(stop, refusals::record(house.clone(), kernel.clone(), governor.helper().clone()));
 }
 
 fn spawn_until(stop: &CancellationToken, work: impl Future<Output = ()> + Send + 'static) {
@@ -453,13 +484,14 @@ fn mask_key() -> miette::Result<[u8; 32]> {
     Ok(key)
 }
 
-fn logging(settings: &Settings) -> miette::Result<()> {
+/// Logs to standard error.
+pub(super) fn logging(filter: &str, format: LogFormat) -> miette::Result<()> {
     use tracing_subscriber::{EnvFilter, fmt as log};
-    let filter = EnvFilter::try_new(&settings.log.filter).map_err(|error| {
+    let filter = EnvFilter::try_new(filter).map_err(|error| {
         miette!(help = "write it as `info` or `portcullis=debug,info`", "`log.filter` is not a filter: {error}")
     })?;
     let builder = log().with_env_filter(filter).with_writer(io::stderr);
-    let set = match settings.log.format {
+    let set = match format {
         LogFormat::Text => builder.with_ansi(io::stderr().is_terminal()).try_init(),
         LogFormat::Json => builder.json().try_init(),
     };

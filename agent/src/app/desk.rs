@@ -147,7 +147,8 @@ impl Desk for ControlDesk {
             *last = Some(now);
         }
         tracing::warn!(pid, uid, %why, "refused at the control socket");
-        let process = ProcessFacts { pid, uid, ..identity::process_facts(pid) };
+        let exe = tokio::task::block_in_place(|| self.governor.helper().executable(pid));
+        let process = ProcessFacts { pid, uid, exe, ..identity::process_facts(pid) };
         let what = format!("control socket: {why}");
         self.note(Event { body: EventBody::Refused { what, process }, ..Event::daemon("") });
     }

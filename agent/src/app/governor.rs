@@ -2,13 +2,13 @@
 
 use std::{
     collections::BTreeSet,
-    io,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError, RwLock},
 };
 
 use arc_swap::ArcSwap;
 
+use super::helper::{Helper, HelperError};
 use crate::{bpf::UnixHooks, config::cgroup, control::peer::Fence, identity::Session, policy::PolicySet};
 
 /// What the daemon asks of the kernel side. Implemented by `bpf::Kernel`; a trait so that the order of steps is tested
@@ -75,18 +75,16 @@ pub(super) enum GovernError {
         /// With what.
         what: String,
     },
-    /// The folder could not be made.
-    #[error("cannot make cgroup {}", path.display())]
+    /// The folders could not be made.
+    #[error(transparent)]
     #[diagnostic(help(
         "where systemd runs, let it make the slice: `systemctl start NAME.slice`; else the tree must be writable"
     ))]
-    Make {
-        /// Which.
-        path: PathBuf,
-        /// Why not.
-        #[source]
-        source: io::Error,
-    },
+    Make(#[from] HelperError),
+    /// The helper has read others.
+    #[error("the policies changed while they were read")]
+    #[diagnostic(help("read them once more: `portcullis reload`"))]
+    Changed,
     /// The kernel side failed.
     #[error("cgroup `{}` cannot be governed", cgroup.display())]
     Kernel {
@@ -103,6 +101,7 @@ pub(super) struct Governor {
     root: PathBuf,
     own: String,
     kernel: Arc<dyn Enforcement>,
+    helper: Arc<Helper>,
     /// Relative to `root`. A cgroup that was governed stays so: its processes do not become free by a reload.
     governed: RwLock<BTreeSet<PathBuf>>,
     /// Held from reading the policies to telling the kernel, so that the last to tell has read the newest.
@@ -111,13 +110,18 @@ pub(super) struct Governor {
 
 impl Governor {
     /// `root`: mount of the cgroup2 tree; `own`: the daemon's cgroup as `/a/b`.
-    pub(super) fn new(root: PathBuf, own: String, kernel: Arc<dyn Enforcement>) -> Self {
-        Self { root, own, kernel, governed: RwLock::default(), telling: Mutex::default() }
+    pub(super) fn new(root: PathBuf, own: String, kernel: Arc<dyn Enforcement>, helper: Arc<Helper>) -> Self {
+        Self { root, own, kernel, helper, governed: RwLock::default(), telling: Mutex::default() }
     }
 
     /// Mount of the cgroup2 tree.
     pub(super) fn root(&self) -> &Path {
         &self.root
+    }
+
+    /// Who does what only root may do.
+    pub(super) fn helper(&self) -> &Arc<Helper> {
+        &self.helper
     }
 
     /// The kernel side.
@@ -142,20 +146,26 @@ impl Governor {
     /// Makes and governs the stable parents of all workloads. On an error, those that were governed stay so.
     pub(super) fn govern(&self, policies: &PolicySet) -> Result<(), GovernError> {
         let before = self.governed();
-        for cgroup in stable_parents(policies)? {
-            if before.iter().any(|known| cgroup.starts_with(known)) {
-                continue;
-            }
+        let mut parents = stable_parents(policies)?;
+        let wanted = parents.clone();
+        parents.retain(|cgroup| !before.iter().any(|known| cgroup.starts_with(known)));
+        for cgroup in &parents {
             // Two redirectors in one path would take each other's rewritten address for the client's wish.
-            if let Some(child) = before.iter().find(|known| known.starts_with(&cgroup)) {
+            if let Some(child) = before.iter().find(|known| known.starts_with(cgroup)) {
                 let what = format!("`{}` below it is governed already", child.display());
-                return Err(GovernError::Conflict { cgroup, what });
+                return Err(GovernError::Conflict { cgroup: cgroup.clone(), what });
             }
             if cgroup::is_within(&self.own, &format!("/{}", cgroup.display())) {
-                return Err(GovernError::Conflict { cgroup, what: "the daemon itself lives in it".into() });
+                let what = "the daemon itself lives in it".into();
+                return Err(GovernError::Conflict { cgroup: cgroup.clone(), what });
             }
+        }
+        // It makes sessions by its own reading of the policies, so it must have these.
+        if self.helper.govern()? != Vec::from_iter(wanted) {
+            return Err(GovernError::Changed);
+        }
+        for cgroup in parents {
             let path = self.root.join(&cgroup);
-            std::fs::create_dir_all(&path).map_err(|source| GovernError::Make { path: path.clone(), source })?;
             self.kernel.govern(&path).map_err(|source| GovernError::Kernel { cgroup: cgroup.clone(), source })?;
             self.governed.write().unwrap_or_else(PoisonError::into_inner).insert(cgroup);
         }
@@ -174,7 +184,7 @@ impl Governor {
 }
 
 /// The topmost stable parents of all workloads.
-fn stable_parents(policies: &PolicySet) -> Result<BTreeSet<PathBuf>, GovernError> {
+pub(super) fn stable_parents(policies: &PolicySet) -> Result<BTreeSet<PathBuf>, GovernError> {
     let mut all = BTreeSet::new();
     for policy in policies.policies() {
         let workload = policy.workload();

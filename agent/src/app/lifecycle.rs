@@ -8,6 +8,7 @@
 use std::{
     collections::HashSet,
     io,
+    os::fd::AsFd,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
@@ -16,6 +17,7 @@ use std::{
 use super::{
     asked,
     governor::Governor,
+    helper::HelperError,
     limits,
     namespaces::Namespaces,
     uids::{Taken, Uids},
@@ -27,7 +29,7 @@ use crate::{
         server::Caller,
     },
     identity::{self, EndReason, Expiry, Home, LostSession, NewSession, Session},
-    policy::{LimitSpec, RunAs, Temporary, WorkloadSpec},
+    policy::{RunAs, Temporary, WorkloadSpec},
     record::{Event, EventBody},
     session::House,
 };
@@ -42,7 +44,7 @@ pub(super) struct Lifecycle {
     house: Arc<House>,
     governor: Arc<Governor>,
     settings: Arc<Settings>,
-    namespaces: Namespaces,
+    namespaces: Arc<Namespaces>,
     uids: Arc<Uids>,
     /// Ids whose launcher is not in yet: an empty cgroup does not end them.
     starting: Mutex<HashSet<Arc<str>>>,
@@ -55,7 +57,7 @@ impl Lifecycle {
         house: Arc<House>,
         governor: Arc<Governor>,
         settings: Arc<Settings>,
-        namespaces: Namespaces,
+        namespaces: Arc<Namespaces>,
     ) -> Self {
         Self {
             house,
@@ -111,15 +113,22 @@ impl Lifecycle {
             (None, None) => caller.person.name.clone(),
         };
         let path = self.governor.root().join(&relative);
-        std::fs::create_dir(&path)
-            .map_err(|error| Failure::new(Code::Failed, format!("cannot make cgroup {}: {error}", path.display())))?;
+        let made = {
+            let (helper, workload, id) = (self.governor.helper().clone(), workload.name.clone(), id.clone());
+            tokio::task::spawn_blocking(move || helper.make(&workload, &id)).await.map_err(failed)?.map_err(undone)?
+        };
+        if made.cgroup != relative {
+            self.remove(self.governor.root().join(&made.cgroup));
+            let message = "the policies changed while the session was made";
+            return Err(Failure::new(Code::Failed, message).help("try it again"));
+        }
         let new = NewSession {
             id: Some(id),
             workload: workload.name.clone(),
             tenant: workload.tenant.clone(),
             intent,
             trace_id: asked.trace_id.map(Into::into),
-            cgroup_id: 0,
+            cgroup_id: made.id,
             cgroup_path: path.clone(),
             ttl,
             expiry: if workload.limits.wall.is_some() { Expiry::Kill } else { Expiry::Refuse },
@@ -129,15 +138,11 @@ impl Lifecycle {
             command: asked.command,
             operator,
         };
-        let begun = match self.limit(&relative, &workload.limits) {
-            Ok(others) => self.begin(new, ttl, &others, caller).await.map(|session| (session, others)),
-            Err(failure) => Err(failure),
-        };
-        match begun {
-            Ok((session, others)) => {
+        match self.begin(new, ttl, caller).await {
+            Ok(session) => {
                 let cgroup = format!("/{}", relative.display());
                 let unix = self.governor.kernel().unix_hooks();
-                asked::opened(&self.settings, workload, &session, cgroup, &others, unix, unset).map_err(failed)
+                asked::opened(&self.settings, workload, &session, cgroup, &made.others, unix, unset).map_err(failed)
             }
             Err(failure) => {
                 self.remove(path);
@@ -183,23 +188,11 @@ impl Lifecycle {
         taken.map_err(|error| Failure::new(Code::Failed, error.to_string()).help(error.help()))
     }
 
-    fn limit(&self, relative: &Path, limits: &LimitSpec) -> Result<limits::Others, Failure> {
-        limits::put(self.governor.root(), relative, limits)
-            .map_err(|error| Failure::new(Code::Failed, error.to_string()).help(error.help()))
-    }
-
-    async fn begin(
-        &self,
-        new: NewSession,
-        ttl: Option<Duration>,
-        others: &limits::Others,
-        caller: &Caller,
-    ) -> Result<Arc<Session>, Failure> {
-        let cgroup_id = identity::cgroup_id(&new.cgroup_path).map_err(failed)?;
+    async fn begin(&self, new: NewSession, ttl: Option<Duration>, caller: &Caller) -> Result<Arc<Session>, Failure> {
         let id = new.id.clone().unwrap_or_default();
         let _starting = Starting::mark(&self.starting, id);
-        let session = self.house.sessions.insert(NewSession { cgroup_id, ..new }).map_err(failed)?;
-        match self.admit(&session, ttl, others, caller).await {
+        let session = self.house.sessions.insert(new).map_err(failed)?;
+        match self.admit(&session, ttl, caller).await {
             Ok(()) => Ok(session),
             Err(failure) => {
                 self.end(&session.id, EndReason::Exited);
@@ -209,27 +202,18 @@ impl Lifecycle {
     }
 
     /// What comes after the table knows it: its rights, and the launcher's move.
-    async fn admit(
-        &self,
-        session: &Session,
-        ttl: Option<Duration>,
-        others: &limits::Others,
-        caller: &Caller,
-    ) -> Result<(), Failure> {
+    async fn admit(&self, session: &Arc<Session>, ttl: Option<Duration>, caller: &Caller) -> Result<(), Failure> {
         self.give(session, ttl).await?;
         caller.check_again()?;
-        let pid = caller.peer.pid;
-        limits::enter(others, pid).map_err(|error| Failure::new(Code::Failed, error.to_string()).help(error.help()))?;
-        std::fs::write(session.cgroup_path.join("cgroup.procs"), pid.to_string()).map_err(|error| {
-            Failure::new(
-                Code::Failed,
-                format!("cannot move process {pid} into {}: {error}", session.cgroup_path.display()),
-            )
-            .help("is the `portcullis run` process in a container of its own, or in a threaded cgroup?")
-        })?;
+        let connection = caller.peer.connection().try_clone_to_owned().map_err(failed)?;
+        let (helper, id) = (self.governor.helper().clone(), session.id.clone());
+        let entered = tokio::task::spawn_blocking(move || helper.enter(&id, connection.as_fd()));
+        entered.await.map_err(failed)?.map_err(undone)?;
         // Still the same process: so it was it that was moved.
         caller.peer.check_alive().map_err(|error| Failure::new(Code::Denied, error.to_string()))?;
-        self.namespaces.enter(pid).map_err(|error| {
+        let (namespaces, session) = (self.namespaces.clone(), session.clone());
+        let entered = tokio::task::spawn_blocking(move || namespaces.enter(&session)).await.map_err(failed)?;
+        entered.map_err(|error| {
             Failure::new(Code::Failed, format!("no listener in the caller's network namespace: {error:?}"))
                 .help("give the daemon CAP_SYS_ADMIN and CAP_SYS_PTRACE, and keep the port of `listen` free there")
         })
@@ -283,7 +267,7 @@ impl Lifecycle {
         tracing::info!(session = &*session.id, workload = &*session.workload, %why, "session ended");
         self.record_end(event(session, EventBody::SessionEnd { why: why.as_str().into() }));
         if why == EndReason::Expired && session.expiry == Expiry::Kill && is_there(session) {
-            kill(&session.id, &session.cgroup_path);
+            self.kill(&session.id, &session.cgroup_path, session.cgroup_id);
         }
         if session.home == Home::Made {
             self.remove(session.cgroup_path.clone());
@@ -301,7 +285,7 @@ impl Lifecycle {
         };
         self.end(&session.id, EndReason::Quarantined);
         if is_there(session)
-            && let Err(error) = std::fs::write(session.cgroup_path.join("cgroup.freeze"), "1")
+            && let Err(error) = self.governor.helper().freeze(self.relative(&session.cgroup_path), session.cgroup_id)
         {
             tracing::warn!(session = &*session.id, %error, "processes of a quarantined session could not be frozen");
         }
@@ -320,8 +304,10 @@ impl Lifecycle {
             }
         }
         for session in lost {
-            if let Some(cgroup) = &session.kill {
-                kill(&session.id, cgroup);
+            if let Some(cgroup) = &session.kill
+                && let Ok(id) = identity::cgroup_id(cgroup)
+            {
+                self.kill(&session.id, cgroup, id);
             }
             let end = EventBody::SessionEnd { why: session.why.as_str().into() };
             self.record_end(Event {
@@ -337,14 +323,14 @@ impl Lifecycle {
         for parent in self.governor.governed() {
             for left in limits::left_in(&parent).iter().filter(|left| !live.contains(&self.governor.root().join(left)))
             {
-                limits::remove(left);
+                let _ = self.governor.helper().remove(left);
             }
             let Ok(children) = std::fs::read_dir(self.governor.root().join(parent)) else { continue };
             for child in children.flatten().filter(|child| child.file_type().is_ok_and(|kind| kind.is_dir())) {
                 let ours = child.file_name().to_str().is_some_and(identity::is_session_id);
                 if ours && !live.contains(&child.path()) {
                     // Only succeeds where nobody lives.
-                    let _ = std::fs::remove_dir(child.path());
+                    let _ = self.governor.helper().remove(self.relative(&child.path()));
                 }
             }
         }
@@ -375,14 +361,24 @@ impl Lifecycle {
 
     /// Removes a cgroup, with those of its limits, now or when it is empty.
     fn remove(&self, path: PathBuf) {
-        let others = path.strip_prefix(self.governor.root()).is_ok_and(limits::remove);
-        let gone = match std::fs::remove_dir(&path) {
-            Err(error) => error.kind() == io::ErrorKind::NotFound,
-            Ok(()) => true,
-        };
-        if !(gone && others) {
-            lock(&self.leftover).push(path);
+        match self.governor.helper().remove(self.relative(&path)) {
+            Ok(true) => {}
+            Ok(false) | Err(HelperError::Gone(_)) => lock(&self.leftover).push(path),
+            Err(HelperError::Failed(error)) => tracing::warn!(%error, "a cgroup stays"),
         }
+    }
+
+    /// Kills every process of a cgroup.
+    fn kill(&self, session: &str, cgroup: &Path, id: u64) {
+        if let Err(error) = self.governor.helper().kill(self.relative(cgroup), id) {
+            // Refused everything they are all the same.
+            tracing::error!(session, %error, "processes of a session whose time ran out could not be killed");
+        }
+    }
+
+    /// A cgroup's path as the helper knows it.
+    fn relative<'a>(&self, path: &'a Path) -> &'a Path {
+        path.strip_prefix(self.governor.root()).unwrap_or(path)
     }
 
     fn record_end(&self, event: Event) {
@@ -408,14 +404,6 @@ impl<'a> Starting<'a> {
 impl Drop for Starting<'_> {
     fn drop(&mut self) {
         lock(self.set).remove(&self.id);
-    }
-}
-
-/// Kills every process of a cgroup at once, those that are being made included [Linux 5.14].
-fn kill(session: &str, cgroup: &Path) {
-    if let Err(error) = std::fs::write(cgroup.join("cgroup.kill"), "1") {
-        // Refused everything they are all the same.
-        tracing::error!(session, %error, "processes of a session whose time ran out could not be killed");
     }
 }
 
@@ -451,6 +439,14 @@ fn event(session: &Session, body: EventBody) -> Event {
         trace_id: Some(session.trace_id.clone()),
         body,
         ..Event::daemon("")
+    }
+}
+
+fn undone(error: HelperError) -> Failure {
+    let failure = Failure::new(Code::Failed, error.to_string());
+    match error.help() {
+        Some(help) => failure.help(help),
+        None => failure,
     }
 }
 

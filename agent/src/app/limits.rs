@@ -10,6 +10,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use serde::{Deserialize, Serialize};
+
 use crate::{config::cgroup, policy::LimitSpec};
 
 /// Of which the kernel takes the processor time, in microseconds (`cpu.max` in cgroup-v2.rst).
@@ -53,10 +55,11 @@ impl LimitError {
 
 /// Cgroups of a session in trees other than the cgroup2 one: by controller, its path in that tree as processes see it
 /// and its folder.
-pub(super) type Others = BTreeMap<&'static str, Other>;
+pub(super) type Others = BTreeMap<String, Other>;
 
 /// See [`Others`].
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub(super) struct Other {
     /// As `/proc/PID/cgroup` shows it.
     pub(super) path: String,
@@ -82,7 +85,7 @@ pub(super) fn put(root: &Path, relative: &Path, limits: &LimitSpec) -> Result<Ot
         let folder = tree.point.join(relative);
         make(&folder)?;
         let path = tree.root.join(relative).display().to_string();
-        others.insert(controller, Other { path, folder: folder.clone() });
+        others.insert(controller.to_owned(), Other { path, folder: folder.clone() });
         if let Err(error) = write_all(&folder, &v1(controller, limits)) {
             remove(relative);
             return Err(error);

@@ -13,6 +13,7 @@ mod desk;
 mod evidence;
 mod governor;
 mod harden;
+mod helper;
 mod journal;
 mod lifecycle;
 mod limits;

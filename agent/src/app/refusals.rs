@@ -10,7 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::accept;
+use super::{accept, helper::Helper};
 use crate::{
     bpf::{Kernel, Refusal, Refusals},
     identity::Session,
@@ -27,28 +27,33 @@ const CATCH_UP: Duration = Duration::from_secs(5);
 const AT_ONCE: usize = 64;
 
 /// Reads and records for ever.
-pub(super) async fn record(house: Arc<House>, kernel: Arc<Kernel>) {
+pub(super) async fn record(house: Arc<House>, kernel: Arc<Kernel>, helper: Arc<Helper>) {
     let Some(refusals) = kernel.refusals() else { return };
-    if let Err(error) = read(&house, &kernel, refusals).await {
+    if let Err(error) = read(&house, &kernel, &helper, refusals).await {
         tracing::error!(%error, "what the kernel refuses is counted but not recorded any more");
     }
 }
 
-async fn read(house: &House, kernel: &Kernel, refusals: Refusals) -> io::Result<()> {
+async fn read(house: &House, kernel: &Kernel, helper: &Helper, refusals: Refusals) -> io::Result<()> {
     let mut refusals = refusals.watch()?;
     // What was left out under an earlier daemon is in the counters only.
     let mut ledger = Ledger { known: kernel.left_out().into_iter().collect(), ..Ledger::default() };
     let mut tick = tokio::time::interval(CATCH_UP);
     loop {
         tokio::select! {
-            read = refusals.read(AT_ONCE) => read?.into_iter().for_each(|refusal| take(house, &mut ledger, refusal)),
+            read = refusals.read(AT_ONCE) => {
+                let read = read?;
+                tokio::task::block_in_place(|| {
+                    read.into_iter().for_each(|refusal| take(house, helper, &mut ledger, refusal));
+                });
+            }
             _ = tick.tick() => catch_up(house, &mut ledger, kernel.left_out()),
         }
         tokio::task::yield_now().await;
     }
 }
 
-fn take(house: &House, ledger: &mut Ledger, refusal: Refusal) {
+fn take(house: &House, helper: &Helper, ledger: &mut Ledger, refusal: Refusal) {
     let session = house.sessions.by_cgroup(refusal.cgroup_id);
     let owner = owner(session.as_deref());
     let now = Instant::now();
@@ -61,7 +66,7 @@ fn take(house: &House, ledger: &mut Ledger, refusal: Refusal) {
     if left_out > 0 {
         what = format!("{what} ({left_out} others were left out)");
     }
-    let process = refusal.process.map(accept::with_executable).unwrap_or_default();
+    let process = refusal.process.map(|process| accept::with_executable(helper, process)).unwrap_or_default();
     append(house, session.as_deref(), EventBody::Refused { what, process });
 }
 

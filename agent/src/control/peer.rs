@@ -2,7 +2,7 @@
 
 use std::{
     fmt, io,
-    os::fd::{AsFd, OwnedFd},
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
     time::Duration,
 };
 
@@ -45,6 +45,8 @@ pub struct Peer {
     /// Its effective group when it connected.
     pub gid: u32,
     identity: Identity,
+    /// Our end of its connection.
+    connection: OwnedFd,
 }
 
 /// What tells the process from a later one with the same pid.
@@ -81,7 +83,8 @@ impl Peer {
             // ESRCH and ENODATA: reaped already.
             Err(_) => return Err(Barred::Unknown("it exited")),
         };
-        let peer = Self { pid, uid: credentials.uid(), gid: credentials.gid(), identity };
+        let connection = stream.as_fd().try_clone_to_owned().map_err(|_| Barred::Unknown("no descriptor is left"))?;
+        let peer = Self { pid, uid: credentials.uid(), gid: credentials.gid(), identity, connection };
         peer.check_alive()?;
         Ok(peer)
     }
@@ -98,6 +101,11 @@ impl Peer {
             return Err(Barred::Governed);
         }
         self.check_alive()
+    }
+
+    /// Our end of its connection: for others to ask the kernel themselves who it is.
+    pub fn connection(&self) -> BorrowedFd<'_> {
+        self.connection.as_fd()
     }
 
     /// Refuses a peer that exited.

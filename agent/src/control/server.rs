@@ -140,10 +140,10 @@ impl Server {
             _ => {}
         }
         // Bound in a private folder and moved into place with its final mode, so that it is at no time open to others.
-        let folder = path.with_extension("sock.new");
-        let _ = std::fs::remove_dir_all(&folder);
-        std::fs::DirBuilder::new().mode(0o700).create(&folder).map_err(wrong)?;
-        let private = folder.join("s");
+        let private = Self::bound_at(path);
+        let folder = private.parent().unwrap_or(path);
+        let _ = std::fs::remove_dir_all(folder);
+        std::fs::DirBuilder::new().mode(0o700).create(folder).map_err(wrong)?;
         let bound = (|| {
             let listener = UnixListener::bind(&private)?;
             let owner = nix::unistd::Group::from_name(group).ok().flatten().map(|group| group.gid.as_raw());
@@ -156,8 +156,13 @@ impl Server {
             std::fs::rename(&private, path)?;
             Ok(listener)
         })();
-        let _ = std::fs::remove_dir_all(&folder);
+        let _ = std::fs::remove_dir_all(folder);
         Ok(Self { listener: bound.map_err(wrong)?, path: path.to_owned(), max_request })
+    }
+
+    /// The name that [`Server::bind`] binds before it moves the socket to `path`: what the kernel says of its connections.
+    pub fn bound_at(path: &Path) -> PathBuf {
+        path.with_extension("sock.new").join("s")
     }
 
     /// Serves until `stop`.

@@ -5,6 +5,7 @@
 use std::{fs::File, io, os::unix::fs::MetadataExt, thread};
 
 use nix::sched::{CloneFlags, setns};
+use serde::{Deserialize, Serialize};
 
 /// A network namespace; it stays as long as this does.
 #[derive(Debug)]
@@ -14,7 +15,7 @@ pub struct Namespace {
 }
 
 /// Which one: device and inode, as namespaces(7) has it. Another may get the same once this one is gone.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct NamespaceId(u64, u64);
 
 impl Namespace {

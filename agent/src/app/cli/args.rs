@@ -173,6 +173,12 @@ pub enum Command {
     /// Try to get out of a session, as asked on standard input: the inside of `doctor`.
     #[command(hide = true, after_help = "Example:\n  portcullis escape-attempts < requests")]
     EscapeAttempts,
+    /// Do for a daemon what only root may do, as asked on standard input.
+    #[command(
+        hide = true,
+        after_help = "Example:\n  portcullis privileged-helper < /run/a-socket    # `portcullis daemon` does it"
+    )]
+    PrivilegedHelper,
     /// Print a completion script.
     #[command(after_help = "Example:\n  portcullis completions bash > /etc/bash_completion.d/portcullis")]
     Completions {

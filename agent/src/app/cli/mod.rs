@@ -51,6 +51,8 @@ pub enum Exit {
     Denied = 3,
     /// No daemon answers.
     Unreachable = 4,
+    /// A daemon lost what it cannot be without, and is to be started again.
+    Again = 5,
 }
 
 /// Why a command did not do what it should.
@@ -106,6 +108,7 @@ fn run(cli: Cli) -> Result<Exit, CliError> {
         Command::Daemon => super::daemon::run(house.settings()?).map_err(CliError::Report).map(|ended| match ended {
             super::daemon::Ended::Well => Exit::Ok,
             super::daemon::Ended::Failed => Exit::Failed,
+            super::daemon::Ended::Bereft => Exit::Again,
         }),
         Command::Run(run) => {
             let what = launch::Launch {
@@ -154,6 +157,7 @@ fn run(cli: Cli) -> Result<Exit, CliError> {
             crate::doctor::attempts::serve(io::stdin().lock(), io::stdout().lock())?;
             Ok(Exit::Ok)
         }
+        Command::PrivilegedHelper => super::helper::serve().map_err(CliError::Report).map(|()| Exit::Ok),
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "portcullis", &mut io::stdout());
             Ok(Exit::Ok)

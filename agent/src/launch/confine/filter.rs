@@ -127,6 +127,57 @@ pub fn of_daemon() -> Result<Vec<BpfProgram>, seccompiler::Error> {
     ])
 }
 
+/// What the helper has no use for beside: it starts no program, connects to nobody, and changes whose a file is, or who it
+/// is itself, no more.
+const NOT_THE_HELPERS: &[libc::c_long] = &[
+    libc::SYS_execve,
+    libc::SYS_execveat,
+    libc::SYS_connect,
+    libc::SYS_unshare,
+    libc::SYS_fchmod,
+    libc::SYS_fchmodat,
+    libc::SYS_fchown,
+    libc::SYS_fchownat,
+    libc::SYS_linkat,
+    libc::SYS_symlinkat,
+    libc::SYS_renameat,
+    libc::SYS_renameat2,
+    libc::SYS_mknodat,
+    libc::SYS_setxattr,
+    libc::SYS_setuid,
+    libc::SYS_setgid,
+    libc::SYS_setresuid,
+    libc::SYS_setresgid,
+    libc::SYS_capset,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_chmod,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_chown,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_lchown,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_link,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_symlink,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_rename,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_mknod,
+];
+
+/// The filters of the daemon's privileged helper: of the calls above it needs setns(2) alone.
+pub fn of_helper() -> Result<Vec<BpfProgram>, seccompiler::Error> {
+    let forbidden = FORBIDDEN.iter().filter(|call| **call != libc::SYS_setns).chain(NOT_THE_HELPERS);
+    let unknown = UNKNOWN.iter().map(|call| (*call, Vec::new())).collect();
+    Ok(vec![
+        #[cfg(target_arch = "x86_64")]
+        x32(),
+        compiled(unknown, libc::ENOSYS)?,
+        compiled(families(&FAMILIES)?, libc::EAFNOSUPPORT)?,
+        compiled(forbidden.map(|call| (*call, Vec::new())).collect(), libc::EPERM)?,
+    ])
+}
+
 /// Sockets of other families than these.
 fn families(allowed: &[i32]) -> Result<Rules, seccompiler::Error> {
     let mut sockets = Rules::new();
