@@ -8,6 +8,7 @@
 //! The failure mode is refusal: a full disk, a failed sync or a log that a crash does not explain make appending an
 //! error, and what cannot be recorded does not happen.
 
+mod brief;
 mod clock;
 mod error;
 mod event;
@@ -32,6 +33,7 @@ mod upkeep;
 mod verify;
 mod writer;
 
+pub use brief::Told;
 pub use error::RecordError;
 pub use event::{DecisionNote, Event, EventBody, MaskedNote};
 pub use follow::Follower;

@@ -9,7 +9,8 @@ use std::{
 };
 
 use super::{
-    Event, RecordError,
+    RecordError,
+    brief::Connections,
     error::io_error,
     format::{Hash, Kind, PRUNED, PRUNED_FILE, Pruned, SEAL, Seal, parse_name, sealed_name},
     keys::PublicKey,
@@ -40,6 +41,7 @@ pub struct Events {
     previous: Option<Hash>,
     from: u64,
     broken: bool,
+    connections: Connections,
 }
 
 impl Events {
@@ -62,7 +64,16 @@ impl Events {
         {
             return Err(RecordError::Pruned { from, to: first - 1 });
         }
-        Ok(Self { dir, key, reader: None, next, previous: None, from, broken: false })
+        Ok(Self {
+            dir,
+            key,
+            reader: None,
+            next,
+            previous: None,
+            from,
+            broken: false,
+            connections: Connections::default(),
+        })
     }
 
     /// The number of the segment that is read.
@@ -81,6 +92,7 @@ impl Events {
                     return Err(reader.damaged("it does not follow the segment before it"));
                 }
                 self.reader = Some(reader);
+                self.connections = Connections::default();
                 continue;
             };
             let mut step = reader.step()?;
@@ -95,10 +107,11 @@ impl Events {
                 Step::Record => {
                     let position = Position(reader.seq - 1);
                     if position.0 < self.from {
+                        self.connections.learn(&reader.bytes);
                         continue;
                     }
-                    let event: Event = serde_json::from_slice(&reader.json)
-                        .map_err(|_| reader.damaged("the record before this is not an event"))?;
+                    let event = self.connections.read(&reader.bytes);
+                    let event = event.ok_or_else(|| reader.damaged("the record before this is not an event"))?;
                     return Ok(Some(Recorded { position, event: event.into() }));
                 }
                 Step::Broken(what) => return Err(reader.damaged(what)),

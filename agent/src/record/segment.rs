@@ -28,7 +28,7 @@ pub(super) struct SegmentReader {
     pub(super) offset: u64,
     /// Sequence number of the next record.
     pub(super) seq: u64,
-    pub(super) json: Vec<u8>,
+    pub(super) bytes: Vec<u8>,
     file: String,
     source: Source,
 }
@@ -41,7 +41,7 @@ enum Source {
 /// What stands at the reader's place.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Step {
-    /// A record: [`SegmentReader::json`] has it.
+    /// A record: [`SegmentReader::bytes`] has it.
     Record,
     /// The end, where a tail goes on as zeros.
     End,
@@ -88,7 +88,7 @@ impl SegmentReader {
             seq: header.first_seq,
             header,
             seal,
-            json: Vec::new(),
+            bytes: Vec::new(),
             file: name,
             source,
         })
@@ -138,14 +138,14 @@ impl SegmentReader {
         if u64::from(length) > left - RECORD as u64 {
             return Ok(Step::Broken("a record is longer than its segment"));
         }
-        let mut json = std::mem::take(&mut self.json);
-        json.resize(length as usize, 0);
-        let filled = self.fill(self.offset + RECORD as u64, &mut json);
-        self.json = json;
+        let mut bytes = std::mem::take(&mut self.bytes);
+        bytes.resize(length as usize, 0);
+        let filled = self.fill(self.offset + RECORD as u64, &mut bytes);
+        self.bytes = bytes;
         if !filled? {
             return Ok(Step::Broken("the packed records end early or are damaged"));
         }
-        if link(&self.hash, length, &self.json) != hash {
+        if link(&self.hash, length, &self.bytes) != hash {
             return Ok(Step::Broken("a record is not the one that was written here"));
         }
         self.hash = hash;

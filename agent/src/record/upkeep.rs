@@ -12,7 +12,7 @@ use std::{
 use jiff::Timestamp;
 
 use super::{
-    Event, RecordError,
+    Event, RecordError, brief,
     error::io_error,
     format::{Kind, PRUNED_FILE, Pruned, SEAL, Seal, sealed_name, tail_name},
     keys::{Signer, write_whole},
@@ -106,19 +106,19 @@ fn seal_segment(dir: &Path, number: u64, key: &Signer) -> Result<(), RecordError
     loop {
         match reader.step()? {
             Step::Record => {
-                let length = reader.json.len() as u32;
+                let length = reader.bytes.len() as u32;
                 packed.write_all(&length.to_le_bytes()).map_err(failed)?;
                 packed.write_all(&reader.hash).map_err(failed)?;
-                packed.write_all(&reader.json).map_err(failed)?;
+                packed.write_all(&reader.bytes).map_err(failed)?;
                 previous = reader.hash;
             }
             Step::End => break,
             Step::Broken(what) => return Err(reader.damaged(what)),
         }
     }
-    if !reader.json.is_empty()
-        && let Ok(event) = serde_json::from_slice::<Event>(&reader.json)
-        && let Ok(at) = event.timestamp.parse::<Timestamp>()
+    if let Some(stamp) = reader.bytes.get(brief::stamp(&reader.bytes))
+        && let Ok(stamp) = str::from_utf8(stamp)
+        && let Ok(at) = stamp.parse::<Timestamp>()
     {
         last_us = u64::try_from(at.as_microsecond()).unwrap_or(0);
     }
@@ -213,13 +213,14 @@ pub(super) fn prune(shared: &Shared, now: Timestamp) -> Result<u64, RecordError>
         next_seq: last.header.first_seq + last.count,
         at_us: super::open::now_us(),
     };
-    shared.append(Event::daemon(format!(
+    let event = Event::daemon(format!(
         "retention removes segments {} to {} of the record, events {} to {}",
         first.header.number,
         marker.through,
         first.header.first_seq,
         marker.next_seq - 1
-    )))?;
+    ));
+    shared.append(event, None)?;
     write_whole(dir, PRUNED_FILE, &marker.encode(&shared.key))?;
     for seal in &doomed {
         let path = Kind::Sealed.path(dir, seal.header.number);

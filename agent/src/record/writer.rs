@@ -1,13 +1,16 @@
 //! The recorder: one writer, appended to from any thread.
 //!
-//! `append` serialises outside of the lock, then takes it for a hash and a copy into the mapped tail; it never waits
+//! `append` serialises outside of the lock, in short ([`brief`]) where the segment allows it, then takes it for a hash and a copy into the mapped tail; it never waits
 //! for a disk. Two threads do that: one syncs what was asked for at once and everything else within
 //! [`SYNC_WITHIN`], the other prepares, seals and prunes segments.
 
 use std::{
     cell::RefCell,
     path::PathBuf,
-    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Condvar, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
     thread::JoinHandle,
     time::{Duration, Instant},
 };
@@ -16,7 +19,7 @@ use jiff::Timestamp;
 use tokio::sync::{broadcast, watch};
 
 use super::{
-    Event, EventBody, Follower, RecordError,
+    Event, EventBody, Follower, RecordError, Told, brief,
     clock::Clock,
     format::{HEADER, Hash, RECORD, SegmentHeader, link},
     keys::{PublicKey, Signer},
@@ -32,8 +35,7 @@ pub(super) const SYNC_WITHIN: Duration = Duration::from_millis(100);
 /// How long a full disk is believed to be full.
 const FULL_FOR: Duration = Duration::from_secs(1);
 
-/// What every event begins with; its place is kept until the lock is held.
-const STAMP_PREFIX: &[u8] = b"{\"timestamp\":\"";
+/// The place of the time, until the lock is held.
 const STAMP_BLANK: &str = "0000-00-00T00:00:00.000000Z";
 
 /// How the record is kept.
@@ -99,6 +101,8 @@ pub(super) struct Shared {
     pub(super) wake_upkeep: Condvar,
     pub(super) durable: watch::Sender<Durable>,
     pub(super) events: broadcast::Sender<Recorded>,
+    /// Number of the segment that is written; changes under the lock of `state`.
+    segment: AtomicU64,
     _lock: Lock,
 }
 
@@ -147,6 +151,7 @@ impl Recorder {
             settings: settings.clone(),
             durable: watch::channel(Durable { seq: opened.durable_seq, failed: None }).0,
             events: broadcast::channel(1024).0,
+            segment: AtomicU64::new(opened.active.number),
             state: Mutex::new(State {
                 active: opened.active,
                 retired: Vec::new(),
@@ -185,7 +190,13 @@ impl Recorder {
     /// Appends an event, with the time of now. Once this returned, the event survives the death of the process; see
     /// [`Recorder::sync`] for the death of the host. Never waits for a disk. Any error means that it was not recorded.
     pub fn append(&self, event: Event) -> Result<Position, RecordError> {
-        self.shared().append(event)
+        self.shared().append(event, None)
+    }
+
+    /// The same for an event of a connection, each of whose events names the same `told`: those after the first of a
+    /// segment may leave out what that has told.
+    pub fn append_of(&self, told: &Told, event: Event) -> Result<Position, RecordError> {
+        self.shared().append(event, Some(told))
     }
 
     /// Waits until everything up to a position is on disk, together with whoever else waits. Cancel safe.
@@ -301,26 +312,43 @@ impl Shared {
         })
     }
 
-    pub(super) fn append(&self, mut event: Event) -> Result<Position, RecordError> {
+    pub(super) fn append(&self, mut event: Event, told: Option<&Told>) -> Result<Position, RecordError> {
         thread_local! {
             static BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
         }
-        BUFFER.with_borrow_mut(|json| {
-            json.clear();
+        BUFFER.with_borrow_mut(|bytes| {
             event.timestamp.clear();
             event.timestamp.push_str(STAMP_BLANK);
-            serde_json::to_writer(&mut *json, &event)?;
-            let position = self.append_json(json, &mut event);
+            // In short, where the segment that is written knows the connection.
+            let segment = self.segment.load(Ordering::Acquire);
+            bytes.clear();
+            let short = told.is_some_and(|told| told.is(segment)) && brief::write(&event, bytes).is_some();
+            let position = match if short { self.append_bytes(bytes, &mut event, Form::Short(segment))? } else { None }
+            {
+                Some(position) => Ok(position),
+                None => {
+                    bytes.clear();
+                    serde_json::to_writer(&mut *bytes, &event)?;
+                    let told = told.filter(|_| brief::tells(&event.body));
+                    let appended = self.append_bytes(bytes, &mut event, Form::Full(told));
+                    appended.and_then(|position| position.ok_or(RecordError::Closed))
+                }
+            };
             // One huge event must not keep its memory in every thread.
-            if json.capacity() > 1 << 20 {
-                json.shrink_to(64 << 10);
+            if bytes.capacity() > 1 << 20 {
+                bytes.shrink_to(64 << 10);
             }
             position
         })
     }
 
-    fn append_json(&self, json: &mut [u8], event: &mut Event) -> Result<Position, RecordError> {
-        debug_assert!(json.starts_with(STAMP_PREFIX), "the timestamp comes first");
+    /// `None` where the segment is not the one that an event in short is meant for.
+    fn append_bytes(
+        &self,
+        json: &mut [u8],
+        event: &mut Event,
+        form: Form<'_>,
+    ) -> Result<Option<Position>, RecordError> {
         let mut state = self.lock();
         if let Some(why) = &state.failed {
             return Err(RecordError::Failed(why.clone()));
@@ -339,9 +367,15 @@ impl Shared {
                 return Err(RecordError::TooLarge { size: json.len(), limit: state.active.writer.len() });
             }
         }
+        if let Form::Short(segment) = form
+            && segment != state.active.number
+        {
+            return Ok(None);
+        }
         // Taken under the lock, so that times follow the order as far as the clock does.
         let stamp = state.clock.stamp(Timestamp::now());
-        json[STAMP_PREFIX.len()..STAMP_PREFIX.len() + STAMP_BLANK.len()].copy_from_slice(stamp.as_bytes());
+        let place = brief::stamp(json);
+        json[place].copy_from_slice(stamp.as_bytes());
         if self.events.receiver_count() > 0 {
             event.timestamp.clear();
             event.timestamp.push_str(stamp);
@@ -357,6 +391,9 @@ impl Shared {
         active.hash = hash;
         active.seq += 1;
         let position = Position(active.seq);
+        if let Form::Full(Some(told)) = form {
+            told.set(active.number);
+        }
 
         let half_full = active.offset > active.writer.len() / 2;
         if half_full && state.spare.is_none() && !state.spare_wanted {
@@ -372,7 +409,7 @@ impl Shared {
             drop(state);
             self.wake_sync.notify_one();
         }
-        Ok(position)
+        Ok(Some(position))
     }
 
     /// Goes on to a new segment. On failure the old one stays, with whatever room it has.
@@ -398,6 +435,7 @@ impl Shared {
             previous: old.hash,
         };
         let next = open::begin(&self.settings.dir, spare, &header)?;
+        self.segment.store(next.number, Ordering::Release);
         let old = std::mem::replace(&mut state.active, next);
         state.retired.push(old.writer.shared());
         state.to_seal.push(old.number);
@@ -407,6 +445,15 @@ impl Shared {
         self.wake_upkeep.notify_one();
         Ok(())
     }
+}
+
+/// How the bytes of an event tell it.
+#[derive(Clone, Copy)]
+enum Form<'a> {
+    /// As JSON. It tells what others of its connection leave out, where that is given.
+    Full(Option<&'a Told>),
+    /// In short, for this segment.
+    Short(u64),
 }
 
 impl Event {

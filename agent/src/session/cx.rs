@@ -13,7 +13,7 @@ use crate::{
     action::{Action, Resource, Subject},
     mask::MaskSet,
     policy::{Decision, Policy, Reason, UpstreamSpec},
-    record::{Event, EventBody, Position},
+    record::{Event, EventBody, Position, Told},
     wire::{Budget, Limits},
 };
 
@@ -37,6 +37,7 @@ pub struct ConnectionCx {
     pub ending: OnceLock<&'static str>,
     database: OnceLock<Arc<str>>,
     policy: ArcSwap<Judge>,
+    told: Told,
 }
 
 /// The policy of this connection's workload and the masks compiled from it.
@@ -77,6 +78,7 @@ impl ConnectionCx {
             ending: OnceLock::new(),
             database: OnceLock::new(),
             policy: ArcSwap::from_pointee(judge),
+            told: Told::default(),
         }
     }
 
@@ -141,7 +143,7 @@ impl ConnectionCx {
             upstream: Some(Arc::clone(&self.upstream.name)),
             body,
         };
-        self.house.recorder.append(event).map_err(|error| unrecorded(&error))
+        self.house.recorder.append_of(&self.told, event).map_err(|error| unrecorded(&error))
     }
 
     /// Waits until the record is on disk.
