@@ -10,13 +10,15 @@ use nix::sys::{
 use crate::launch;
 
 /// To enter a session's network namespace, to see whose it is and which program a process runs, to take a port there that
-/// is below 1024, and to make a cgroup in the root of the tree, which not even its owner may write. That a cgroup's files
-/// are root's is all that the rest needs. Where the service manager gave less, less is kept.
-const KEPT: [Capability; 4] = [
+/// is below 1024, to make a cgroup in the root of the tree, which not even its owner may write, and to move a process that
+/// has more powers than this one where the cpuset controller is on. That a cgroup's files are root's is all that the rest
+/// needs. Where the service manager gave less, less is kept.
+const KEPT: [Capability; 5] = [
     Capability::CAP_SYS_ADMIN,
     Capability::CAP_SYS_PTRACE,
     Capability::CAP_NET_BIND_SERVICE,
     Capability::CAP_DAC_OVERRIDE,
+    Capability::CAP_SYS_NICE,
 ];
 
 /// Gives up all others, and the system calls that it has no use for. Call it in a process of a single thread.
