@@ -2,8 +2,11 @@
 
 use std::{
     fs,
-    os::unix::fs::PermissionsExt,
-    process::{Command, Output},
+    os::unix::{
+        fs::PermissionsExt,
+        process::{CommandExt, ExitStatusExt},
+    },
+    process::{Command, Output, Stdio},
 };
 
 use portcullis::doctor::{Finding, Grade};
@@ -11,7 +14,7 @@ use portcullis_tests::{Daemon, Postgres, SHOP_POLICY};
 
 use crate::{
     escape::rooted,
-    world::{kernel_can_all, kernel_judges_unix},
+    world::{eventually, kernel_can_all, kernel_judges_unix},
 };
 
 /// Hooks that are taken away.
@@ -133,4 +136,30 @@ fn an_operator_who_is_not_root_is_told_what_they_cannot_see() {
         assert!(finding.fix.as_ref().is_some_and(|fix| fix.contains("sudo")), "{finding:?}");
     }
     assert_eq!(named(&findings, "TCP").grade, Grade::Closed);
+}
+
+#[test]
+fn an_interrupted_doctor_leaves_nothing() {
+    let daemon = Daemon::start_alone(SHOP_POLICY, "").expect("a daemon");
+    let left = || -> Vec<String> {
+        let all = fs::read_dir(daemon.path("run")).expect("a folder").flatten();
+        let names = all.map(|entry| entry.file_name().to_string_lossy().into_owned());
+        names.filter(|name| name.starts_with("witness-")).collect()
+    };
+    let live = || daemon.ok(&["sessions", "--json"]).expect("sessions").contains("\"state\":\"live\"");
+    // Alone, as by a service manager; and with the session, as at a terminal.
+    for (signal, number, group) in [("TERM", libc::SIGTERM, ""), ("INT", libc::SIGINT, "-")] {
+        let mut command = daemon.command(&["doctor"]).expect("a command");
+        let doctor = command.process_group(0).stdout(Stdio::null()).stderr(Stdio::null()).spawn();
+        let mut doctor = doctor.expect("it starts");
+        assert!(eventually(|| !left().is_empty() && live()), "it began");
+        assert_eq!(doctor.try_wait().expect("a child"), None);
+        let mut kill = Command::new("kill");
+        let sent = kill.args([&format!("-{signal}"), "--", &format!("{group}{}", doctor.id())]).status();
+        assert!(sent.expect("kill").success());
+        assert_eq!(doctor.wait().expect("it ends").signal(), Some(number), "as whoever sent it expects");
+        assert_eq!(left(), [""; 0]);
+        assert!(!daemon.pins().join("escape_decoy").exists());
+        assert!(eventually(|| !live()), "its session ended with it");
+    }
 }

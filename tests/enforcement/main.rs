@@ -2,6 +2,7 @@
 //! what a confined process has left. Needs root; fails, and never skips, where it cannot run.
 
 mod chaos;
+mod claims;
 mod confine;
 mod daemon;
 mod doctor;

@@ -15,7 +15,13 @@ use notify::{RecommendedWatcher, RecursiveMode, Watcher};
 use tokio::sync::Notify;
 
 use super::{governor::Governor, lifecycle::Lifecycle};
-use crate::{identity, policy::Policy, session::House};
+use crate::{
+    action::ProcessFacts,
+    identity,
+    policy::{Policy, WorkloadSpec},
+    record::{Event, EventBody},
+    session::House,
+};
 
 /// Time between looks for cgroups that no event told of.
 const LOOK: Duration = Duration::from_secs(2);
@@ -28,7 +34,7 @@ pub(super) struct Claims {
     governor: Arc<Governor>,
     lifecycle: Arc<Lifecycle>,
     made: Arc<Notify>,
-    /// Ids of cgroups that could not be claimed, so that it is said once.
+    /// Ids of the cgroups that could not be claimed, so that it is said once.
     failed: Mutex<HashSet<u64>>,
 }
 
@@ -85,29 +91,49 @@ impl Claims {
     }
 
     async fn claim_all(&self) {
+        let mut present = HashSet::new();
         for parent in self.governor.governed() {
             for cgroup in below(self.governor.root(), &parent) {
                 let policies = self.house.policies.load_full();
                 if let Some(policy) = cgroup.to_str().and_then(|path| policies.by_cgroup(path)) {
-                    self.claim(policy, &cgroup).await;
+                    present.extend(self.claim(policy, &cgroup).await);
                 }
             }
         }
+        self.failed.lock().unwrap_or_else(PoisonError::into_inner).retain(|id| present.contains(id));
     }
 
-    async fn claim(&self, policy: &Policy, cgroup: &Path) {
+    /// Claims a cgroup if it is to be claimed; returns its id while it waits for that in vain.
+    async fn claim(&self, policy: &Policy, cgroup: &Path) -> Option<u64> {
         let workload = policy.workload();
-        let Ok(id) = identity::cgroup_id(&self.governor.root().join(cgroup)) else { return };
+        let id = identity::cgroup_id(&self.governor.root().join(cgroup)).ok()?;
         let sessions = &self.house.sessions;
         if !workload.claim || sessions.by_cgroup(id).is_some() || sessions.is_spent(id) {
-            return;
+            return None;
         }
-        match self.lifecycle.claim(workload, cgroup, id).await {
-            Ok(()) => tracing::info!(cgroup = %cgroup.display(), workload = &*workload.name, "cgroup claimed"),
-            Err(error) if self.failed.lock().unwrap_or_else(PoisonError::into_inner).insert(id) => {
-                tracing::error!(cgroup = %cgroup.display(), %error, "a cgroup cannot be claimed: it reaches nothing");
+        let error = match self.lifecycle.claim(workload, cgroup, id).await {
+            Ok(()) => {
+                tracing::info!(cgroup = %cgroup.display(), workload = &*workload.name, "cgroup claimed");
+                return None;
             }
-            Err(_) => {}
+            Err(error) => error,
+        };
+        if self.failed.lock().unwrap_or_else(PoisonError::into_inner).insert(id) {
+            tracing::error!(cgroup = %cgroup.display(), %error, "a cgroup cannot be claimed: it reaches nothing");
+            self.record(workload, format!("cgroup /{} cannot be claimed: {error}", cgroup.display()));
+        }
+        Some(id)
+    }
+
+    fn record(&self, workload: &WorkloadSpec, what: String) {
+        let event = Event {
+            tenant: workload.tenant.clone(),
+            workload: workload.name.clone(),
+            body: EventBody::Refused { what, process: ProcessFacts::default() },
+            ..Event::daemon("")
+        };
+        if let Err(error) = self.house.recorder.append(event) {
+            tracing::error!(%error, "that a cgroup cannot be claimed could not be recorded");
         }
     }
 }

@@ -31,20 +31,37 @@ pub enum RoadsError {
         #[source]
         source: io::Error,
     },
+    /// Somebody wants it to end.
+    #[error("the attempts were interrupted")]
+    Interrupted,
 }
 
-/// Tries every way out of the session that `command` starts [`attempts::serve`] in.
-pub fn findings(setup: Setup, command: Command, features: Features) -> Result<Vec<Finding>, RoadsError> {
+/// Tries every way out of the session that `command` starts [`attempts::serve`] in. `interrupted` is asked before each
+/// attempt. Whatever the end, all that was made for it is removed.
+pub fn findings(
+    setup: Setup,
+    command: Command,
+    features: Features,
+    interrupted: impl Fn() -> bool,
+) -> Result<Vec<Finding>, RoadsError> {
     let workload = setup.workload.clone();
     let all = attempts::all();
     let mut witness = Witness::new(setup)?;
     witness.prove_awake()?;
     // Nothing is held for doctor: an id that does not exist is refused later than one who may not ask.
     let target = witness.target("doctor");
-    let broken = |source| RoadsError::Session { workload: workload.clone(), source };
+    let broken = |source| match interrupted() {
+        // Who interrupts at a terminal ends the session as well.
+        true => RoadsError::Interrupted,
+        false => RoadsError::Session { workload: workload.clone(), source },
+    };
     let mut runner = Runner::start(command, &target).map_err(broken)?;
-    let reached = runner.run(&mut witness, 0..all.len(), |_| BTreeSet::new()).map_err(broken)?;
+    let numbers = (0..all.len()).take_while(|_| !interrupted());
+    let reached = runner.run(&mut witness, numbers, |_| BTreeSet::new()).map_err(broken)?;
     drop(runner);
+    if interrupted() {
+        return Err(RoadsError::Interrupted);
+    }
     witness.prove_awake()?;
     let mut findings = grade(&all, &reached, features);
     if !witness.sniffs() {

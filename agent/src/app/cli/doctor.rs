@@ -13,6 +13,7 @@ use nix::unistd::User;
 use super::{
     CliError, Exit, Place,
     args::{Doctor, Form},
+    interrupt::Interrupts,
     json_line,
     print::{self, Field, Tone},
 };
@@ -57,6 +58,7 @@ pub(super) fn doctor(place: &Place, asked: Doctor) -> Result<Exit, CliError> {
     }
     let user = user(asked.user.as_deref())?;
     let policies = PolicySet::load(&settings.policy_dir).ok();
+    let interrupts = Interrupts::hold()?;
     for workload in workloads(&asked.workload, &status)? {
         let setup = Setup {
             aim: roads::aim(),
@@ -73,8 +75,15 @@ pub(super) fn doctor(place: &Place, asked: Doctor) -> Result<Exit, CliError> {
         if io::stderr().is_terminal() {
             eprintln!("trying every way out of a session of {}...", print::one_line(&workload));
         }
-        findings.extend(roads::findings(setup, command, features).map_err(|error| failed(&error))?);
+        match roads::findings(setup, command, features, || interrupts.came()) {
+            Ok(found) => findings.extend(found),
+            Err(error) => {
+                interrupts.obey();
+                return Err(failed(&error));
+            }
+        }
     }
+    drop(interrupts);
     findings.insert(before_roads, clocks.finding());
     show(&findings, asked.form)?;
     Ok(if findings.iter().any(|finding| finding.grade == Grade::Open) { Exit::Failed } else { Exit::Ok })
@@ -141,6 +150,7 @@ fn session(place: &Place, socket: &PathBuf, workload: &str, user: Option<&str>) 
 fn failed(error: &RoadsError) -> CliError {
     let help = match error {
         RoadsError::Witness(_) => "run it with sudo, on a host where loopback and the temporary folder can be used",
+        RoadsError::Interrupted => "run it again to its end",
         RoadsError::Session { .. } => "try it by hand: portcullis run --workload NAME --user nobody -- true",
     };
     CliError::Plain(Exit::Failed, super::chain(error), Some(help.into()))

@@ -71,6 +71,7 @@ pub(super) fn line(event: &Event) -> String {
             duration_us / 1000,
             duration_us % 1000
         ),
+        EventBody::Refused { what, process } if process.pid == 0 => format!("refused: {what}"),
         EventBody::Refused { what, process } => format!("refused {} (pid {}): {what}", process.comm, process.pid),
         EventBody::Daemon { what } => format!("daemon: {what}"),
     };

@@ -6,6 +6,7 @@ mod audit;
 mod doctor;
 mod events;
 mod held;
+mod interrupt;
 mod policy;
 mod print;
 mod replay;
