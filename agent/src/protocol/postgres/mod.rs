@@ -31,7 +31,7 @@ use std::{
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 
 use self::catalog::Catalogs;
 use crate::{
@@ -57,7 +57,7 @@ struct Key {
     session: Arc<str>,
     cx: Arc<ConnectionCx>,
     upstream: Option<(u32, Bytes)>,
-    relay: mpsc::Sender<()>,
+    relay: mpsc::Sender<oneshot::Sender<relay::Cancelled>>,
 }
 
 /// Takes a key out when its connection ends.

@@ -8,7 +8,7 @@ use std::{
 };
 
 use bytes::{BufMut, Bytes, BytesMut};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 
 use super::{
     Catalogs, Key, KeyGuard, Postgres, catalog,
@@ -16,7 +16,7 @@ use super::{
     deny::{self, Message},
     login::{self, Connected, LoginError},
     names::NameState,
-    relay::Relay,
+    relay::{Cancelled, Relay},
     safe_parameter,
     startup::{First, Login},
 };
@@ -182,7 +182,7 @@ impl Postgres {
         &self,
         cx: &Arc<ConnectionCx>,
         upstream: Option<(u32, Bytes)>,
-        relay: mpsc::Sender<()>,
+        relay: mpsc::Sender<oneshot::Sender<Cancelled>>,
     ) -> Result<(KeyGuard, [u8; 4]), SessionError> {
         let mut keys = self.keys.lock().unwrap_or_else(PoisonError::into_inner);
         loop {
@@ -210,7 +210,13 @@ impl Postgres {
                 .map(|key| (Arc::clone(&key.cx), key.upstream.clone(), key.relay.clone()))
         };
         let Some((target, upstream, relay)) = found else { return };
-        let _ = relay.try_send(());
+        // A relay that does not answer has nothing that waits, or is over.
+        let (asker, answer) = oneshot::channel();
+        if relay.try_send(asker).is_ok()
+            && let Ok(Ok(Cancelled::Held)) = tokio::time::timeout(Duration::from_secs(1), answer).await
+        {
+            return;
+        }
         let Some((pid, secret)) = upstream else { return };
         let send = async {
             let (io, ..) = login::open(&*target.house.network, &target.upstream, &target.address).await?;

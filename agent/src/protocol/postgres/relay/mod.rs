@@ -22,7 +22,7 @@ use std::{
 
 use bytes::{Bytes, BytesMut};
 use futures_util::future::BoxFuture;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::WaitForCancellationFutureOwned;
 
 use self::pending::Expect;
@@ -61,7 +61,7 @@ pub struct Relay {
     upstream_wait: Option<(BoxFuture<'static, ()>, Frame)>,
     terminated: Pin<Box<WaitForCancellationFutureOwned>>,
     /// Cancel requests of the client.
-    cancelled: mpsc::Receiver<()>,
+    cancelled: mpsc::Receiver<oneshot::Sender<Cancelled>>,
     /// What commands under way change of what names mean.
     changes: Changes,
     /// A reading of the catalogue was waited for; what waited is judged now, whatever came of it.
@@ -79,9 +79,18 @@ enum Wait {
     Catalog { refreshed: BoxFuture<'static, ()>, frame: Frame },
 }
 
+/// What a cancel request met.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cancelled {
+    /// A command that was held. It is withdrawn, and nothing upstream is meant.
+    Held,
+    /// None that waits: the upstream may run one.
+    Nothing,
+}
+
 enum Step {
     Io,
-    Cancelled,
+    Cancelled(oneshot::Sender<Cancelled>),
     Terminate,
     Answered(Result<Permit, Refusal>, Box<client::Then>),
     Refreshed(Frame),
@@ -107,7 +116,7 @@ impl Relay {
         upstream: Side<BoxIo>,
         catalogs: Arc<Catalogs>,
         names: NameState,
-        cancelled: mpsc::Receiver<()>,
+        cancelled: mpsc::Receiver<oneshot::Sender<Cancelled>>,
     ) -> Self {
         let changes = Changes::new(Arc::clone(&catalogs.flux));
         let terminated = Box::pin(cx.terminate.clone().cancelled_owned());
@@ -158,7 +167,10 @@ impl Relay {
             }
             match std::future::poll_fn(|cx| self.poll_step(cx)).await? {
                 Step::Io => {}
-                Step::Cancelled => self.cancel_wait(),
+                Step::Cancelled(asker) => {
+                    // Who asked may not wait for it any more.
+                    let _ = asker.send(self.cancel_wait());
+                }
                 Step::Terminate => {
                     return Err(SessionError::Ended((*self.cx.ending.get().unwrap_or(&"terminated")).into()));
                 }
@@ -181,8 +193,8 @@ impl Relay {
         if self.terminated.as_mut().poll(cx).is_ready() {
             return Poll::Ready(Ok(Step::Terminate));
         }
-        if let Poll::Ready(Some(())) = self.cancelled.poll_recv(cx) {
-            return Poll::Ready(Ok(Step::Cancelled));
+        if let Poll::Ready(Some(asker)) = self.cancelled.poll_recv(cx) {
+            return Poll::Ready(Ok(Step::Cancelled(asker)));
         }
         match &mut self.wait {
             Some(Wait::Gate { answer, .. }) => {
@@ -302,7 +314,7 @@ impl Relay {
     }
 
     /// A cancel request while a command waits: it is withdrawn.
-    fn cancel_wait(&mut self) {
+    fn cancel_wait(&mut self) -> Cancelled {
         if let Some(Wait::Gate { then, .. }) = self.wait.take_if(|wait| matches!(wait, Wait::Gate { .. })) {
             let refusal = Refusal {
                 message: "canceling statement due to user request".into(),
@@ -311,7 +323,9 @@ impl Relay {
                 seq: 0,
             };
             self.refuse(refusal, then.in_pipeline());
+            return Cancelled::Held;
         }
+        Cancelled::Nothing
     }
 
     async fn upstream_gone(&mut self) -> Result<(), Stop> {
