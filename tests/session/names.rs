@@ -306,3 +306,34 @@ async fn a_pool_that_resets_its_connections_reads_nothing_anew() {
     }
     assert_eq!(readings(), before);
 }
+
+/// A text that came before, and a statement that was prepared, mean what their names mean now.
+#[tokio::test]
+async fn what_was_read_once_is_read_anew_when_names_change() {
+    let server = server();
+    let house = TestHouse::new(&server, crate::POLICY).unwrap();
+    let client = house.client().await.unwrap();
+    let text = "SELECT count(*) FROM products";
+    let prepared = client.prepare(text).await.unwrap();
+    for _ in 0..4 {
+        client.simple_query(text).await.unwrap();
+        client.query(&prepared, &[]).await.unwrap();
+    }
+    client.simple_query("CREATE TEMP TABLE products (id int)").await.unwrap();
+    client.simple_query(text).await.unwrap();
+    client.query(&prepared, &[]).await.unwrap();
+    let targets: Vec<String> = house
+        .events()
+        .unwrap()
+        .iter()
+        .filter_map(|event| match &event.body {
+            EventBody::Command { command, action, .. } if **command == *text => {
+                Some(action.iter().map(|(_, target)| target.as_str()).collect::<Vec<_>>().join(" "))
+            }
+            _ => None,
+        })
+        .collect();
+    assert_eq!(targets.len(), 10, "{targets:?}");
+    assert!(targets[..8].iter().all(|target| target == "public.products"), "{targets:?}");
+    assert!(targets[8..].iter().all(|target| target.contains("pg_temp") || target.contains('?')), "{targets:?}");
+}

@@ -118,8 +118,8 @@ impl NameState {
     /// force finds the same: the command may fail, and what comes behind it in the pipeline runs all the same.
     pub fn follow(&mut self, statements: &[StatementInfo]) {
         for statement in statements {
-            if !statement.reshape.is_empty() {
-                self.temporary.merge(&statement.reshape.split().0);
+            if !statement.reshape.is_empty() && self.temporary.merge(&statement.reshape.split().0) {
+                self.epoch += 1;
             }
             match &statement.kind {
                 StatementKind::Set { name, value, local, .. } if name == "search_path" => {

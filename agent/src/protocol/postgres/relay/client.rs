@@ -14,6 +14,7 @@ use super::{
     Relay, Stop, Wait,
     command::{describe_parameters, empty_prepared, keep, malformed, missing, portal_command, unresolved},
     pending::{Asker, Copying, Expect},
+    texts::Meaning,
 };
 use crate::{
     action::{Action, ProtocolId, Target, Verb},
@@ -114,21 +115,27 @@ impl Relay {
     // --- classification
 
     /// Classifies a text; `None` means that the frame waits for a newer catalogue.
-    fn classify(&mut self, sql: &str, frame: &Frame) -> Option<Classified> {
+    fn classify(&mut self, sql: &str, frame: &Frame) -> Option<Meaning> {
         let read_for = self.read_for;
         if self.waits_for_reading(frame) {
             return None;
         }
-        let mut classified = sql::classify(sql, &self.names.names());
-        if classified.statements.len() > 1 {
-            self.amid(sql, &mut classified);
-        }
-        let recheck = unresolved(&classified.action) || self.names.needs_recheck();
+        let epoch = self.names.epoch();
+        let meaning = self.texts.get(sql, epoch).unwrap_or_else(|| {
+            let mut classified = sql::classify(sql, &self.names.names());
+            if classified.statements.len() > 1 {
+                self.amid(sql, &mut classified);
+            }
+            let meaning = Meaning::new(sql, classified);
+            self.texts.keep(sql, epoch, &meaning, &self.cx.memory);
+            meaning
+        });
+        let recheck = unresolved(&meaning.action) || self.names.needs_recheck();
         if recheck && !read_for && self.names.catalog().age() > FRESH {
             self.wait = Some(Wait::Catalog { refreshed: self.reading(FRESH), frame: frame.clone() });
             return None;
         }
-        Some(classified)
+        Some(meaning)
     }
 
     /// Whether a frame that resolves names must wait until the catalogue was read again.
@@ -186,23 +193,23 @@ impl Relay {
             Err(Malformed::Encoding) => return self.unreadable(frame),
             Err(error) => return Err(SessionError::Client(error.to_string())),
         };
-        let Some(classified) = self.classify(sql, &frame) else { return Ok(()) };
-        let action = self.registry.complete(&classified.action, &classified.statements);
+        let Some(Meaning { action, statements, shape }) = self.classify(sql, &frame) else { return Ok(()) };
+        let action = self.registry.complete(&action, &statements);
         let text: Arc<str> = sql.into();
         let command = Command {
             hash: *blake3::hash(frame.bytes()).as_bytes(),
-            shape: sql::shape(sql).into(),
+            shape,
             text: Arc::clone(&text),
-            lasting: self.lasting(&action, &classified.statements),
+            lasting: self.lasting(&action, &statements),
             action: action.clone(),
             bytes: frame.into_bytes(),
             standing: Standing::New,
         };
-        let begun = match Self::pinned(&classified.statements) {
+        let begun = match Self::pinned(&statements) {
             Some(why) => self.gate.refuse_by_protocol(command, "pinned settings", why),
             None => self.gate.begin(command),
         };
-        self.begun(begun, Then::Query { statements: classified.statements.into(), sql: text, action })
+        self.begun(begun, Then::Query { statements, sql: text, action })
     }
 
     /// A command whose text is not UTF-8: nobody can judge it.
@@ -242,13 +249,12 @@ impl Relay {
             Err(Malformed::Encoding) => return self.unreadable(frame),
             Err(error) => return Err(SessionError::Client(error.to_string())),
         };
-        let Some(classified) = self.classify(parse.sql, &frame) else { return Ok(()) };
-        let action = self.registry.complete(&classified.action, &classified.statements);
+        let Some(Meaning { action, statements, shape }) = self.classify(parse.sql, &frame) else { return Ok(()) };
         let prepared = Prepared {
             sql: parse.sql.into(),
-            shape: sql::shape(parse.sql).into(),
-            action,
-            statements: classified.statements.into(),
+            shape,
+            action: self.registry.complete(&action, &statements),
+            statements,
             essence: keep(&frame, parse.essence),
             epoch: self.names.epoch(),
             described: Described::default(),

@@ -10,6 +10,7 @@ mod command;
 mod pending;
 mod rows;
 mod server;
+mod texts;
 
 use std::{
     collections::VecDeque,
@@ -25,7 +26,7 @@ use futures_util::future::BoxFuture;
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::WaitForCancellationFutureOwned;
 
-use self::pending::Expect;
+use self::{pending::Expect, texts::Texts};
 use super::{
     catalog::Catalogs,
     codec::{self, Frame},
@@ -69,6 +70,7 @@ pub struct Relay {
     /// The client has said goodbye.
     leaving: bool,
     masker: Masker,
+    texts: Texts,
 }
 
 /// Why the client's frames stand still.
@@ -141,6 +143,7 @@ impl Relay {
             read_for: false,
             leaving: false,
             masker,
+            texts: Texts::default(),
         }
     }
 
