@@ -2,7 +2,6 @@
 //! more about the machine than about Portcullis.
 
 mod connect;
-mod paths;
 mod peers;
 mod postgres;
 mod scenario;
@@ -21,7 +20,6 @@ fn main() -> Result<()> {
             connect::client(cgroup.as_ref(), address.parse()?, count.parse()?)
         }
         ["connect-server", cgroup] => connect::server(cgroup.as_ref()),
-        ["path-prepared", count] => paths::prepared(count.parse()?),
         // What `postgres` starts.
         ["idle-client", count] => scenario::idle_client(count.parse()?),
         _ => bail!("usage: bench connect [--json] | postgres [--quick] [--only TEXT] [--json]"),

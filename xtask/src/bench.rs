@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 
-use crate::{build_ebpf, setup, shell};
+use crate::{build_ebpf, paths, setup, shell};
 
 #[derive(clap::Args)]
 pub struct Arguments {
@@ -23,6 +23,12 @@ enum What {
     Connect,
     /// PostgreSQL straight, and through Portcullis, pgbouncer and HAProxy (root)
     Postgres(Postgres),
+    /// Instructions of the five commonest paths, beside their baseline
+    Paths {
+        /// Make what is counted the baseline
+        #[arg(long)]
+        save: bool,
+    },
 }
 
 #[derive(Default, clap::Args)]
@@ -35,8 +41,28 @@ struct Postgres {
     only: Option<String>,
 }
 
-/// Builds and runs one, or all.
+/// Builds and runs one, or all that take time.
 pub fn run(arguments: &Arguments) -> Result<()> {
+    match &arguments.what {
+        Some(What::Paths { save: true }) => paths::save(),
+        Some(What::Paths { save: false }) => paths::run().map(drop),
+        Some(What::Connect) => {
+            build(arguments)?;
+            bench(arguments, &["connect"])
+        }
+        Some(What::Postgres(postgres)) => {
+            build(arguments)?;
+            self::postgres(arguments, postgres)
+        }
+        None => {
+            build(arguments)?;
+            bench(arguments, &["connect"])?;
+            self::postgres(arguments, &Postgres::default())
+        }
+    }
+}
+
+fn build(arguments: &Arguments) -> Result<()> {
     build_ebpf::run()?;
     // In one build: apart, what both need would be compiled twice.
     let mut cargo = shell::cargo();
@@ -45,15 +71,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     if !arguments.debug {
         cargo.arg("--release");
     }
-    shell::run(&mut cargo)?;
-    match &arguments.what {
-        Some(What::Connect) => bench(arguments, &["connect"]),
-        Some(What::Postgres(postgres)) => self::postgres(arguments, postgres),
-        None => {
-            bench(arguments, &["connect"])?;
-            self::postgres(arguments, &Postgres::default())
-        }
-    }
+    shell::run(&mut cargo)
 }
 
 fn postgres(arguments: &Arguments, postgres: &Postgres) -> Result<()> {

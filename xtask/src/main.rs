@@ -8,6 +8,7 @@ mod fuzz;
 #[cfg(test)]
 mod layers;
 mod package;
+mod paths;
 mod setup;
 mod shell;
 mod test;

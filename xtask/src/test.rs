@@ -17,7 +17,7 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 
-use crate::{build, setup, shell};
+use crate::{build, paths, setup, shell};
 
 /// Who runs a suite.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -54,6 +54,7 @@ const SUITES: &[Suite] = &[
     },
     Suite { name: "corpus", targets: &["--package", "portcullis-tests", "--test", "corpus"], user: User::Any },
     Suite { name: "sql", targets: &["--package", "portcullis-tests", "--test", "sql"], user: User::Any },
+    Suite { name: "paths", targets: &[], user: User::Any },
     Suite { name: "package", targets: &["--package", "portcullis-tests", "--test", "package"], user: User::Machine },
     Suite { name: "clients", targets: &["--package", "portcullis-tests", "--test", "clients"], user: User::Root },
 ];
@@ -98,6 +99,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         println!("\n== {}", suite.name);
         let tally = match (suite.name, arguments.kernel) {
             ("lint", _) => lint(),
+            ("paths", _) => paths()?,
             ("package", _) => machine::package(&build_tests(suite)?[0], &arguments.filter)?,
             (_, None) => suite_run(suite, &arguments.filter)?,
             (_, Some(Kernel::Debian12)) => machine::tests(&build_tests(suite)?, &arguments.filter)?,
@@ -141,6 +143,19 @@ fn lint() -> Tally {
         }
     }
     tally
+}
+
+/// None takes more instructions than it did.
+fn paths() -> Result<Tally> {
+    let mut tally = Tally::default();
+    for count in paths::run()? {
+        if count.is_worse() {
+            tally.failed.push(format!("{}: {:.0} instructions, were {:.0}", count.what, count.now, count.before));
+        } else {
+            tally.passed += 1;
+        }
+    }
+    Ok(tally)
 }
 
 fn suite_run(suite: &Suite, filter: &[String]) -> Result<Tally> {

@@ -16,6 +16,9 @@ use super::{
     writer::{Durable, SYNC_WITHIN, Shared},
 };
 
+/// Bytes of the tail that stay in memory after they are on disk, at most.
+const KEPT: usize = 1 << 20;
+
 /// What is known to be on disk, in a file of two slots that are written in turn: one of them is always whole.
 pub(super) struct HeadFile {
     file: File,
@@ -72,7 +75,7 @@ impl HeadFile {
 
 /// The syncing thread.
 pub(super) fn run(shared: &Shared, mut head: HeadFile) {
-    let mut synced_to = (0, 0);
+    let mut synced_to = Synced::default();
     loop {
         let Some(work) = next(shared) else {
             if let Some(why) = &shared.lock().failed {
@@ -100,6 +103,16 @@ pub(super) fn run(shared: &Shared, mut head: HeadFile) {
             }
         }
     }
+}
+
+/// How far the thread is.
+#[derive(Default)]
+struct Synced {
+    segment: u64,
+    /// Up to here it is on disk.
+    offset: usize,
+    /// Up to here its memory was given back. A multiple of [`KEPT`].
+    released: usize,
 }
 
 struct Work {
@@ -151,23 +164,28 @@ fn next(shared: &Shared) -> Option<Work> {
     })
 }
 
-fn commit(shared: &Shared, work: &Work, synced_to: &mut (u64, usize), head: &mut HeadFile) -> Result<(), RecordError> {
+fn commit(shared: &Shared, work: &Work, synced_to: &mut Synced, head: &mut HeadFile) -> Result<(), RecordError> {
     let dir = &shared.settings.dir;
     let end = work.head.offset as usize;
     for full in &work.retired {
         full.flush(0, full.len()).map_err(io_error("sync", dir))?;
     }
-    if synced_to.0 != work.head.segment {
+    if synced_to.segment != work.head.segment {
         // A new segment: its name must be on disk too.
         File::open(dir).and_then(|d| d.sync_all()).map_err(io_error("sync", dir))?;
-        *synced_to = (work.head.segment, 0);
+        *synced_to = Synced { segment: work.head.segment, ..Synced::default() };
     }
     let begun = Instant::now();
-    work.active.flush(synced_to.1, end - synced_to.1).map_err(io_error("sync", dir))?;
+    work.active.flush(synced_to.offset, end - synced_to.offset).map_err(io_error("sync", dir))?;
     if begun.elapsed().as_secs() >= 5 {
         tracing::warn!(seconds = begun.elapsed().as_secs(), "the disk that holds the record is very slow");
     }
-    synced_to.1 = end;
+    synced_to.offset = end;
+    if end - synced_to.released > KEPT {
+        work.active.release(synced_to.released, end - synced_to.released);
+        // What is written next is in the last page of it.
+        synced_to.released = end - end % KEPT;
+    }
     head.write(work.head, &shared.key).map_err(io_error("write", &dir.join(HEAD_FILE)))?;
     if !work.retired.is_empty() {
         head.file.sync_data().map_err(io_error("sync", &dir.join(HEAD_FILE)))?;

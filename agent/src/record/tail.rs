@@ -15,7 +15,7 @@ use std::{
     },
 };
 
-use memmap2::{MmapOptions, MmapRaw};
+use memmap2::{MmapOptions, MmapRaw, UncheckedAdvice};
 
 /// A mapping that can be synced from another thread than the one that writes.
 #[derive(Clone, Debug)]
@@ -34,6 +34,8 @@ impl TailWriter {
             return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the file is shorter than its mapping"));
         }
         let map = MmapOptions::new().len(length).map_raw(file)?;
+        // The daemon locks its memory because of secrets, of which there are none here. Where that fails, it only stays.
+        let _ = map.unlock();
         Ok(Self { map: TailMap(Arc::new(map)) })
     }
 
@@ -86,5 +88,14 @@ impl TailMap {
     /// Waits until a range is on disk (msync with MS_SYNC, which also commits the allocation).
     pub(super) fn flush(&self, offset: usize, length: usize) -> io::Result<()> {
         self.0.flush_range(offset, length)
+    }
+
+    /// Gives back the memory of a range that is on disk; a store into it brings it back.
+    pub(super) fn release(&self, offset: usize, length: usize) {
+        if offset.checked_add(length).is_some_and(|end| end <= self.len()) {
+            // SAFETY: of a shared mapping of a file this drops nothing but entries of the page table (madvise(2)): what was
+            // stored stays in the page cache, and is there at the next access.
+            let _ = unsafe { self.0.unchecked_advise_range(UncheckedAdvice::DontNeed, offset, length) };
+        }
     }
 }

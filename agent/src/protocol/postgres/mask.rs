@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use bytes::{BufMut, Bytes, BytesMut};
 
-use super::codec::{Field, Format, Malformed};
+use super::codec::{self, Field, Format, Malformed};
 use crate::{
     mask::{ColumnMask, Hits, KnownSecrets, MaskSet, Masked, REDACTED},
     wire::{Reader, Rewrite},
@@ -87,6 +87,17 @@ pub enum Value {
     Null,
 }
 
+/// What came of a look at many rows at once.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Passed {
+    /// So many rows, as they are.
+    Rows(u64, Bytes),
+    /// So many rows, each of which must be looked at by itself.
+    Doubtful(u64),
+    /// None can be passed in this way.
+    None,
+}
+
 /// The masks that apply to one connection.
 #[derive(Clone)]
 pub struct Masker {
@@ -102,8 +113,21 @@ impl Masker {
         self.masks.is_empty() && self.secrets.is_empty()
     }
 
+    /// Takes the whole rows that have come, if nothing but a known secret could change rows of this plan and they hold
+    /// none. All of them are searched at once.
+    pub fn pass(&self, plan: &Plan, input: &mut BytesMut, cap: usize) -> Passed {
+        if !self.changes_only_secrets(plan) {
+            return Passed::None;
+        }
+        match codec::whole(input, b'D', cap) {
+            (0, _) => Passed::None,
+            (rows, bytes) if self.secrets.may_be_in(&input[..bytes]) => Passed::Doubtful(rows),
+            (rows, bytes) => Passed::Rows(rows, input.split_to(bytes).freeze()),
+        }
+    }
+
     /// Whether rows of this plan change at most where their bytes hold a known secret.
-    pub fn changes_only_secrets(&self, plan: &Plan) -> bool {
+    fn changes_only_secrets(&self, plan: &Plan) -> bool {
         let as_it_stands = |column: &Column| {
             matches!(column.rule, Rule::Scan)
                 && (column.format == Format::Text || !matches!(family(column.type_oid), Family::Int8 | Family::Numeric))
@@ -244,10 +268,10 @@ impl Masker {
             return Rewrite::Pass;
         }
         let mut out = BytesMut::new();
-        super::codec::put(&mut out, tag, |b| {
+        codec::put(&mut out, tag, |b| {
             for (kind, text) in &texts {
                 b.put_u8(*kind);
-                super::codec::put_cstr(b, text);
+                codec::put_cstr(b, text);
             }
             b.put_u8(0);
         });

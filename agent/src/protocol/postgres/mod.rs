@@ -19,6 +19,7 @@ pub mod fuzz;
 mod login;
 mod mask;
 mod names;
+pub mod paths;
 mod prepared;
 mod relay;
 mod serve;

@@ -10,7 +10,7 @@ mod command;
 mod pending;
 mod rows;
 mod server;
-mod texts;
+pub(super) mod texts;
 
 use std::{
     collections::VecDeque,

@@ -11,7 +11,7 @@ use crate::{
     action::{Action, Target, Verb},
     protocol::postgres::{
         codec::{self, Field, Frame, format_of},
-        mask::{self, Plan, Rule},
+        mask::{self, Passed, Plan, Rule},
         prepared::{Planned, Portal},
     },
     session::SessionError,
@@ -175,21 +175,22 @@ impl Relay {
         self.plan_of_execute()?;
         let Self { owed, masker, client, upstream, cx, .. } = self;
         let Some(Op { plan: Some(plan), tally, .. }) = owed.front_mut().and_then(Expect::op_mut) else { return Ok(()) };
-        if tally.sample.len() < cx.limits().sample_rows || !masker.changes_only_secrets(plan) {
+        if tally.sample.len() < cx.limits().sample_rows {
             return Ok(());
         }
-        let (rows, bytes) = codec::whole(&upstream.input, b'D', cx.limits().response);
-        if masker.secrets.may_be_in(&upstream.input[..bytes]) {
-            // All of them, so that none is searched twice in this way.
-            for _ in 0..rows {
-                self.upstream_one()?;
+        match masker.pass(plan, &mut upstream.input, cx.limits().response) {
+            Passed::None => {}
+            Passed::Rows(rows, bytes) => {
+                tally.rows += rows;
+                tally.bytes += bytes.len() as u64;
+                client.output.push(bytes);
             }
-            return Ok(());
-        }
-        if rows > 0 {
-            tally.rows += rows;
-            tally.bytes += bytes as u64;
-            client.output.push(upstream.input.split_to(bytes).freeze());
+            Passed::Doubtful(rows) => {
+                // All of them, so that none is searched twice in this way.
+                for _ in 0..rows {
+                    self.upstream_one()?;
+                }
+            }
         }
         Ok(())
     }

@@ -17,17 +17,17 @@ const ONCE: usize = 64;
 
 /// A text under the names of one moment.
 #[derive(Clone, Debug)]
-pub(super) struct Meaning {
+pub struct Meaning {
     /// What policy judges.
-    pub(super) action: Action,
+    pub action: Action,
     /// Its statements.
-    pub(super) statements: Arc<[StatementInfo]>,
+    pub statements: Arc<[StatementInfo]>,
     /// The text with its literals removed.
-    pub(super) shape: Arc<str>,
+    pub shape: Arc<str>,
 }
 
 impl Meaning {
-    pub(super) fn new(text: &str, classified: Classified) -> Self {
+    pub fn new(text: &str, classified: Classified) -> Self {
         let Classified { action, statements } = classified;
         Self { action, statements: statements.into(), shape: sql::shape(text).into() }
     }
@@ -35,7 +35,7 @@ impl Meaning {
 
 /// What texts meant that came lately. Names decide what a text means: when they change, all is forgotten.
 #[derive(Debug)]
-pub(super) struct Texts {
+pub struct Texts {
     /// See [`super::super::names::NameState::epoch`].
     epoch: u64,
     known: HashMap<Box<str>, (Meaning, Charge)>,
@@ -50,7 +50,7 @@ impl Default for Texts {
 
 impl Texts {
     /// What this very text meant under the same names.
-    pub(super) fn get(&mut self, text: &str, epoch: u64) -> Option<Meaning> {
+    pub fn get(&mut self, text: &str, epoch: u64) -> Option<Meaning> {
         if self.epoch != epoch {
             self.known.clear();
             self.epoch = epoch;
@@ -59,7 +59,7 @@ impl Texts {
     }
 
     /// Keeps a meaning, if it is small and there is memory for it.
-    pub(super) fn keep(&mut self, text: &str, epoch: u64, meaning: &Meaning, memory: &Arc<Budget>) {
+    pub fn keep(&mut self, text: &str, epoch: u64, meaning: &Meaning, memory: &Arc<Budget>) {
         if text.len() > LONGEST || self.epoch != epoch {
             return;
         }
