@@ -10,7 +10,10 @@ use std::{
     path::{Component, Path, PathBuf},
 };
 
-use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2};
+use nix::{
+    fcntl::{OFlag, openat},
+    sys::stat::Mode,
+};
 
 use super::proto::Failed;
 
@@ -42,7 +45,7 @@ impl Tree {
         &self.path
     }
 
-    /// Opens a cgroup. No symbolic link is followed, no mount crossed, and nothing leads out of the tree.
+    /// Opens a cgroup. No symbolic link is followed, no other file system entered, and nothing leads out of the tree.
     pub(super) fn cgroup(&self, relative: &Path) -> Result<Cgroup, Failed> {
         let failed = |error: io::Error| {
             Failed::new(format!("cannot open cgroup {}: {error}", self.path.join(relative).display()))
@@ -50,14 +53,18 @@ impl Tree {
         if !is_plain(relative) {
             return Err(Failed::new(format!("{} is no path of a cgroup", relative.display())));
         }
-        let resolve = ResolveFlag::RESOLVE_BENEATH
-            | ResolveFlag::RESOLVE_NO_SYMLINKS
-            | ResolveFlag::RESOLVE_NO_MAGICLINKS
-            | ResolveFlag::RESOLVE_NO_XDEV;
-        let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
-        let folder = openat2(&self.root, relative, OpenHow::new().flags(flags).resolve(resolve))
-            .map_err(|error| failed(error.into()))?;
-        let id = std::fs::metadata(by_number(&folder)).map_err(failed)?.ino();
+        // Name by name: openat2(2) would do it in one, but systemd's RestrictSUIDSGID= refuses it, whose flags no filter
+        // sees.
+        let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+        let mut folder = OwnedFd::from(self.root.try_clone().map_err(failed)?);
+        for name in relative {
+            folder = openat(&folder, name, flags, Mode::empty()).map_err(|error| failed(error.into()))?;
+        }
+        let found = std::fs::metadata(by_number(&folder)).map_err(failed)?;
+        if found.dev() != self.root.metadata().map_err(failed)?.dev() {
+            return Err(Failed::new(format!("{} is not in the tree of cgroups", relative.display())));
+        }
+        let id = found.ino();
         Ok(Cgroup { folder, id })
     }
 }
