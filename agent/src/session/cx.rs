@@ -35,7 +35,8 @@ pub struct ConnectionCx {
     pub terminate: CancellationToken,
     /// Why it must end.
     pub ending: OnceLock<&'static str>,
-    database: OnceLock<Arc<str>>,
+    /// As policy judges it; the second from when its database is known.
+    resource: (Resource, OnceLock<Resource>),
     policy: ArcSwap<Judge>,
     told: Told,
 }
@@ -67,16 +68,22 @@ impl ConnectionCx {
         memory: Arc<Budget>,
         judge: Judge,
     ) -> Self {
+        let resource = Resource {
+            upstream: Arc::clone(&upstream.name),
+            protocol: upstream.protocol,
+            address: Arc::clone(&address),
+            database: None,
+        };
         Self {
             id,
             subject: Arc::new(subject),
             upstream,
             address,
+            resource: (resource, OnceLock::new()),
             house,
             memory,
             terminate: CancellationToken::new(),
             ending: OnceLock::new(),
-            database: OnceLock::new(),
             policy: ArcSwap::from_pointee(judge),
             told: Told::default(),
         }
@@ -95,22 +102,13 @@ impl ConnectionCx {
 
     /// Names the database once the login has told it.
     pub fn set_database(&self, database: &str) {
-        let _ = self.database.set(database.into());
+        let (unknown, known) = &self.resource;
+        let _ = known.set(Resource { database: Some(database.into()), ..unknown.clone() });
     }
 
     /// The database, once known.
     pub fn database(&self) -> Option<&Arc<str>> {
-        self.database.get()
-    }
-
-    /// The resource that policy judges.
-    pub fn resource(&self) -> Resource {
-        Resource {
-            upstream: Arc::clone(&self.upstream.name),
-            protocol: self.upstream.protocol,
-            address: Arc::clone(&self.address),
-            database: self.database.get().cloned(),
-        }
+        self.resource.1.get()?.database.as_ref()
     }
 
     /// The masks in force.
@@ -123,7 +121,7 @@ impl ConnectionCx {
         if self.subject.ends_at.is_some_and(|end| end <= std::time::SystemTime::now()) {
             return Decision::Deny(Reason { rule: "session".into(), text: "the session's time is over".into() });
         }
-        self.policy.load().policy.decide(&self.subject, &self.resource(), action)
+        self.policy.load().policy.decide(&self.subject, self.resource.1.get().unwrap_or(&self.resource.0), action)
     }
 
     /// Puts another policy in force for what comes next.

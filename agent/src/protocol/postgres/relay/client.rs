@@ -70,6 +70,7 @@ impl Relay {
 
     /// Looks at a frame again after the catalogue was renewed.
     pub(super) fn client_frame_again(&mut self, frame: Frame) -> Result<(), Stop> {
+        self.mask_by_now();
         if self.skipping && matches!(frame.tag(), b'P' | b'B') { Ok(()) } else { self.command_frame(frame) }
     }
 
@@ -77,8 +78,6 @@ impl Relay {
         if self.registry.size() >= self.cx.limits().prepared && !matches!(frame.tag(), b'C' | b'S' | b'H' | b'X') {
             return Err(SessionError::Client("too many prepared statements, portals or cursors".into()));
         }
-        self.masker.masks = self.cx.masks();
-        self.masker.secrets = self.cx.house.secrets.known();
         match frame.tag() {
             b'Q' => self.query(frame),
             b'P' => self.parse(frame),

@@ -259,6 +259,9 @@ impl Relay {
         if self.wait.is_none() && self.upstream.output.is_empty() {
             self.client.give_room_back();
         }
+        if !self.client.input.is_empty() {
+            self.mask_by_now();
+        }
         while !self.leaving && !self.client_stalled() {
             let limits = self.cx.limits();
             let (command, bulk) = (limits.command, limits.bulk);
@@ -279,6 +282,12 @@ impl Relay {
             }
         }
         Ok(())
+    }
+
+    /// For what is judged next: masks of the policy in force, and all secrets that are known.
+    fn mask_by_now(&mut self) {
+        self.masker.masks = self.cx.masks();
+        self.masker.secrets = self.cx.house.secrets.known();
     }
 
     fn drain_upstream(&mut self) -> Result<(), Stop> {

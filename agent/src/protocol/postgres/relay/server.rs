@@ -84,12 +84,9 @@ impl Relay {
         {
             op.tally.rows = n;
         }
-        let confirmed = match &*op.statements {
-            [one] => Some(one.clone()),
-            _ => None,
-        };
-        if let Some(statement) = confirmed {
-            self.registry.confirmed(&statement);
+        let statements = Arc::clone(&op.statements);
+        if let [statement] = &*statements {
+            self.registry.confirmed(statement);
             if matches!(statement.kind, StatementKind::Discard { what: Discard::All | Discard::Temporary }) {
                 self.names.discarded();
             }
