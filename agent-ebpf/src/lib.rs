@@ -5,7 +5,7 @@
 #![cfg_attr(not(feature = "user"), no_std)]
 
 /// Version of every type and map in this crate; part of the folder where maps are pinned.
-pub const LAYOUT: u32 = 4;
+pub const LAYOUT: u32 = 5;
 
 /// A heartbeat older than this (nanoseconds) means that no enforcer is alive, and every connect is refused.
 pub const HEARTBEAT_STALE_NS: u64 = 2_000_000_000;
@@ -19,6 +19,12 @@ pub const MAX_SESSIONS: usize = 65_536;
 
 /// How many listening sockets the enforcer may have: one of each family in each network namespace.
 pub const MAX_LISTENERS: usize = 8192;
+
+/// How many cgroups may be governed at one time.
+pub const MAX_GOVERNED: usize = 1024;
+
+/// How deep below the root of the tree a cgroup may lie to be known to the security module's programs as governed.
+pub const MAX_GOVERNED_LEVEL: u32 = 32;
 
 /// How many paths of unix sockets all sessions may reach together.
 pub const MAX_UNIX_PATHS: usize = 65_536;
@@ -136,6 +142,69 @@ pub struct UnixPlaces {
     pub length: u32,
 }
 
+macro_rules! places {
+    ($($(#[$doc:meta])* $name:ident,)*) => {
+        /// Where the kernel keeps what the security module's programs read, in bytes from the start of each structure.
+        /// Written once as a whole; all zeros where it is not known.
+        #[repr(C)]
+        #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+        pub struct LsmPlaces {
+            $($(#[$doc])* pub $name: u32,)*
+        }
+
+        const _: () = assert!(size_of::<LsmPlaces>() == 4 * [$(stringify!($name)),*].len());
+    };
+}
+
+places! {
+    /// 1 where all others are known.
+    known,
+    /// `socket.sk`.
+    socket_sock,
+    /// `socket.file`.
+    socket_file,
+    /// `sock.__sk_common.skc_family`.
+    sock_family,
+    /// `sock.sk_type`.
+    sock_kind,
+    /// `sock.sk_protocol`.
+    sock_protocol,
+    /// `sock.sk_cgrp_data.cgroup`.
+    sock_cgroup,
+    /// `cgroup.kn`.
+    cgroup_node,
+    /// `cgroup.level`.
+    cgroup_level,
+    /// `cgroup.ancestors`.
+    cgroup_ancestors,
+    /// `kernfs_node.id`.
+    node_id,
+    /// `task_struct.cgroups`.
+    task_set,
+    /// `css_set.dfl_cgrp`.
+    set_cgroup,
+    /// `file.f_inode`.
+    file_inode,
+    /// `file.private_data`.
+    file_private,
+    /// `file.f_path.dentry`.
+    file_dentry,
+    /// `inode.i_mode`.
+    inode_mode,
+    /// `inode.i_sb`.
+    inode_super,
+    /// `super_block.s_magic`.
+    super_magic,
+    /// `dentry.d_name.name`.
+    dentry_name,
+    /// `unix_sock.addr`.
+    unix_address,
+    /// `unix_address.len`.
+    address_length,
+    /// `unix_address.name`.
+    address_name,
+}
+
 macro_rules! reasons {
     ($($(#[$doc:meta])* $name:ident = $text:literal,)*) => {
         /// Why a hook refused. The number is the place in the counters.
@@ -186,6 +255,18 @@ reasons! {
     Egress = "egress",
     /// A packet from anywhere but the enforcer.
     Ingress = "ingress",
+    /// A socket of another family than the internet's and unix sockets.
+    Family = "family",
+    /// A socket that was made outside of the session.
+    Foreign = "foreign",
+    /// A call of bpf(2).
+    Bpf = "bpf",
+    /// A look into a process outside of the session.
+    Trace = "trace",
+    /// A call of perf_event_open(2).
+    Perf = "perf",
+    /// A change of a cgroup.
+    Cgroup = "cgroup",
 }
 
 /// What was refused. Beside each lies the path of the unix socket, [`UNIX_PATH_ROOM`] bytes, else zeros; an abstract name
@@ -258,6 +339,8 @@ mod user {
     unsafe impl aya::Pod for super::UnixPath {}
     // SAFETY: as above.
     unsafe impl aya::Pod for super::UnixPlaces {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for super::LsmPlaces {}
     // SAFETY: as above.
     unsafe impl aya::Pod for super::Reporting {}
 }

@@ -2,7 +2,8 @@
 //!
 //! Every program fails closed: what it cannot read, does not know or does not understand is refused. Programs are
 //! attached to the stable parent cgroup of a workload, so that whatever runs below is governed from its first
-//! instruction. The exceptions are `accepted` and `released`, which are attached to the enforcer's own cgroup.
+//! instruction. The exceptions are `accepted` and `released`, which are attached to the enforcer's own cgroup, and those of
+//! [`lsm`], which see the whole host and know governed tasks by their cgroups.
 #![no_std]
 #![no_main]
 
@@ -10,6 +11,7 @@ mod accepted;
 mod bind;
 mod carry;
 mod connect;
+mod lsm;
 mod maps;
 mod packets;
 mod peername;

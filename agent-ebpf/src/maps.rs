@@ -8,8 +8,9 @@ use aya_ebpf::{
 };
 use core::{ffi::c_void, ptr};
 use portcullis_ebpf::{
-    Enforcer, HEARTBEAT_STALE_NS, Listener, MAX_LISTENERS, MAX_REPORTING, MAX_SESSIONS, MAX_TUPLES, MAX_UNIX_PATHS,
-    REFUSAL_BYTES, RawOrigin, Reason, Reporting, ToldRefusal, Tuple, UNIX_PATH_ROOM, UnixPath, UnixPlaces,
+    Enforcer, HEARTBEAT_STALE_NS, Listener, LsmPlaces, MAX_GOVERNED, MAX_LISTENERS, MAX_REPORTING, MAX_SESSIONS,
+    MAX_TUPLES, MAX_UNIX_PATHS, REFUSAL_BYTES, RawOrigin, Reason, Reporting, ToldRefusal, Tuple, UNIX_PATH_ROOM,
+    UnixPath, UnixPlaces,
 };
 
 /// Entry 0: the enforcer's listeners.
@@ -49,6 +50,19 @@ pub static UNIX_PATHS: HashMap<UnixPath, u32, MAX_UNIX_PATHS, { BPF_F_NO_PREALLO
 #[btf_map]
 pub static UNIX_PLACES: Array<UnixPlaces, 1> = Array::new();
 
+/// Governed cgroups, for programs that see the whole host.
+#[btf_map]
+pub static GOVERNED: HashMap<u64, u32, MAX_GOVERNED, { BPF_F_NO_PREALLOC as usize }> = HashMap::new();
+
+/// Entry 0: where the kernel keeps what those programs read.
+#[btf_map]
+pub static LSM_PLACES: Array<LsmPlaces, 1> = Array::new();
+
+/// Entry 0: how many sockets they saw being made on the host, by whomever. Where it stands still the kernel took the
+/// programs and calls none.
+#[btf_map]
+pub static LSM_CALLS: PerCpuArray<u64, 1> = PerCpuArray::new();
+
 /// How much was refused, by [`Reason`].
 #[btf_map]
 pub static REFUSED: PerCpuArray<u64, { Reason::ALL.len() }> = PerCpuArray::new();
@@ -84,6 +98,19 @@ pub fn alive() -> bool {
 pub fn is_session(cgroup_id: u64) -> bool {
     // SAFETY: only the presence is used, never the value, so a concurrent removal cannot be seen half done.
     unsafe { SESSIONS.get(&cgroup_id) }.is_some()
+}
+
+/// Whether this very cgroup is governed as a whole.
+#[inline(always)]
+pub fn is_governed(cgroup_id: u64) -> bool {
+    // SAFETY: as in `is_session`.
+    unsafe { GOVERNED.get(&cgroup_id) }.is_some()
+}
+
+/// Where the kernel keeps what the security module's programs read, or `None` before the agent has said so.
+#[inline(always)]
+pub fn lsm_places() -> Option<&'static LsmPlaces> {
+    LSM_PLACES.get(0).filter(|places| places.known != 0)
 }
 
 /// Whether the enforcer listens with this family in this network namespace.

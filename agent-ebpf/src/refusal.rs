@@ -48,6 +48,12 @@ pub fn by_path(reason: Reason, attempt: &Attempt, to: &UnixPath) {
     report(reason, to.cgroup_id, Task::Running, attempt, Some(&to.path));
 }
 
+/// Counts what is not worth telling: what programs do all the time, and mean no harm with.
+#[inline(always)]
+pub fn quietly(reason: Reason) {
+    count(reason);
+}
+
 /// Tells of a packet of a cgroup's socket. Which task runs meanwhile says nothing.
 #[inline(always)]
 pub fn by_packet(reason: Reason, cgroup_id: u64, attempt: &Attempt) {
@@ -60,11 +66,16 @@ enum Task {
 }
 
 #[inline(always)]
-fn report(reason: Reason, cgroup_id: u64, task: Task, attempt: &Attempt, path: Option<&[u8; UNIX_PATH_ROOM]>) {
+fn count(reason: Reason) {
     if let Some(counter) = maps::REFUSED.get_ptr_mut(reason as u32) {
         // SAFETY: a slot of this processor. Where another program comes in between on it, one count may be lost.
         unsafe { *counter += 1 };
     }
+}
+
+#[inline(always)]
+fn report(reason: Reason, cgroup_id: u64, task: Task, attempt: &Attempt, path: Option<&[u8; UNIX_PATH_ROOM]>) {
+    count(reason);
     let Some(reporting) = reporting(cgroup_id) else { return };
     // SAFETY: a value of the map. Other CPUs write it too: then a few more or fewer are told or counted as left out.
     let told = unsafe { take_turn(reporting) };

@@ -14,7 +14,7 @@ use portcullis_tests::{Daemon, Postgres, SHOP_POLICY};
 
 use crate::{
     escape::rooted,
-    world::{eventually, kernel_can_all, kernel_judges_unix},
+    world::{eventually, kernel_can_all, kernel_judges_unix, kernel_takes_lsm, unix_is_judged},
 };
 
 /// Hooks that are taken away.
@@ -48,13 +48,17 @@ fn a_healthy_host_is_closed() {
     for finding in findings.iter().filter(|finding| finding.grade != Grade::Closed) {
         // Older kernels cannot all of it, and that is named.
         assert_eq!(finding.grade, Grade::Cannot, "{finding:?}");
-        assert!(
-            !kernel_can_all() && finding.fix.as_ref().is_some_and(|lacks| lacks.contains("Linux 6.")),
-            "{finding:?}"
-        );
+        let lacks = |what: &str| finding.fix.as_ref().is_some_and(|lacks| lacks.contains(what));
+        let is_known = (!kernel_can_all() && lacks("Linux 6.")) || (!kernel_takes_lsm() && lacks("lsm="));
+        assert!(is_known, "{finding:?}");
     }
     let tried: usize = findings.iter().filter_map(|finding| finding.attempts).sum();
     assert!(tried >= 400, "{tried}");
+    // What the security module alone closes is closed, or named with what is lacking.
+    let grade = if kernel_takes_lsm() { Grade::Closed } else { Grade::Cannot };
+    assert_eq!(named(&findings, "security module").grade, grade);
+    let passed: Vec<&Finding> = findings.iter().filter(|finding| finding.check == "passed sockets").collect();
+    assert!(passed.len() == 2 && passed.iter().all(|finding| finding.grade == grade), "{passed:#?}");
     for workload in ["bot", "rooted"] {
         let roads = findings.iter().filter(|finding| finding.workload.as_deref() == Some(workload)).count();
         assert_eq!(roads, 12, "{findings:#?}");
@@ -76,6 +80,9 @@ fn what_is_open_is_found_and_named() {
             fs::remove_file(cgroup.path().join(hook)).expect("a link");
         }
     }
+    for hook in fs::read_dir(daemon.pins().join("lsm")).expect("links").flatten() {
+        fs::remove_file(hook.path()).expect("a link");
+    }
     fs::write(daemon.path("policies/bot.toml"), "[workload]\n").expect("a policy");
     let (code, findings, output) = doctor(&daemon);
     assert_eq!(code, Some(1), "{output:?}");
@@ -91,12 +98,16 @@ fn what_is_open_is_found_and_named() {
         let wanted = format!("`{hook}` is not attached");
         assert!(hooks.iter().any(|found| found.contains(&wanted)), "{wanted} in {hooks:?}");
     }
+    if kernel_takes_lsm() {
+        assert!(hooks.iter().any(|found| found.contains("`lsm_file_receive` is not attached")), "{hooks:?}");
+        assert!(open("passed sockets").reached.iter().any(|name| name == "udp socket, over standard error"));
+    }
     let state = daemon.path("state").display().to_string();
     assert_eq!(open("permissions").fix.as_deref(), Some(&*format!("chmod 0700 {state}")));
     assert!(open("policies").found.contains("refused") || open("policies").found.contains("does not load"));
     // Watched from outside: what is open is reached.
     let mut roads = vec![("TCP", "tcp v4"), ("UDP, ICMP, raw", "udp v4 sendto")];
-    if kernel_judges_unix() {
+    if unix_is_judged() {
         roads.extend([("unix sockets", "unix path stream"), ("passed sockets", "socket given by another process")]);
     }
     for (road, attempt) in roads {

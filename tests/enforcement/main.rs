@@ -11,6 +11,7 @@ mod escape;
 mod helper;
 mod limits;
 mod load;
+mod lsm;
 mod redirect;
 mod refused;
 mod room;

@@ -7,7 +7,10 @@ use std::{
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
     process::{Child, ChildStdin, ChildStdout, Command, Stdio},
-    sync::atomic::{AtomicUsize, Ordering},
+    sync::{
+        OnceLock,
+        atomic::{AtomicUsize, Ordering},
+    },
     thread,
     time::{Duration, Instant},
 };
@@ -106,10 +109,10 @@ impl World {
         assert_eq!(self.tell(&format!("allow {id}")), "ok");
     }
 
-    /// Nothing is wrong; where the kernel has no hooks for unix sockets, nothing but that, which is named.
+    /// Nothing is wrong; where the kernel judges unix sockets in no way, nothing but that, which is named.
     pub fn assert_well(&mut self) {
         let problems = self.tell("verify");
-        if kernel_judges_unix() {
+        if kernel_judges_unix() || kernel_takes_lsm() {
             assert_eq!(problems, "");
         } else {
             assert!(problems.starts_with(NOT_JUDGED) && !problems.contains("; "), "{problems}");
@@ -204,6 +207,28 @@ pub fn kernel_judges_unix() -> bool {
     const NAME: &[u8] = b"BPF_CGROUP_UNIX_CONNECT";
     let types = fs::read("/sys/kernel/btf/vmlinux").expect("the kernel tells its types");
     types.windows(NAME.len()).any(|name| name == NAME)
+}
+
+/// Whether the kernel takes and calls programs of the security module. That is found by trying; but it cannot where `bpf`
+/// is not among its modules, and Debian's 6.1, which the virtual machine boots with it, can.
+pub fn kernel_takes_lsm() -> bool {
+    static TAKES: OnceLock<bool> = OnceLock::new();
+    *TAKES.get_or_init(|| {
+        let missing = portcullis::bpf::probe().expect("root may probe").no_lsm;
+        let modules = fs::read_to_string("/sys/kernel/security/lsm").unwrap_or_default();
+        let is_listed = modules.trim().split(',').any(|module| module == "bpf");
+        let release = fs::read_to_string("/proc/sys/kernel/osrelease").expect("proc is mounted");
+        assert!(is_listed || missing.is_some(), "taken without being among the modules: {modules}");
+        if is_listed && release.starts_with("6.1.") {
+            assert_eq!(missing, None, "this kernel can");
+        }
+        missing.is_none()
+    })
+}
+
+/// Whether unix sockets are judged, by the hooks of cgroups or by the security module.
+pub fn unix_is_judged() -> bool {
+    kernel_judges_unix() || kernel_takes_lsm()
 }
 
 /// Whether nothing that is promised is beyond this kernel: the last of it came with Linux 6.12.

@@ -330,6 +330,7 @@ impl ControlDesk {
             pin_dir: self.kernel.pin_dir().to_owned(),
             heartbeat_ms: heartbeat.map(|age| u64::try_from(age.as_millis()).unwrap_or(u64::MAX)),
             problems: found.iter().map(view).collect(),
+            no_lsm: self.kernel.no_lsm().map(str::to_owned),
         })
     }
 

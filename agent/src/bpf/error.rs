@@ -146,6 +146,11 @@ pub enum Problem {
         /// What it said.
         why: String,
     },
+    /// A link of the security module is gone or runs another program.
+    Lsm {
+        /// Which hook.
+        hook: &'static str,
+    },
     /// The enforcer's own hook is gone: no connection gets an origin.
     Enforcer,
     /// The pins lie in a mount that ends with this process's mount namespace, and enforcement with it.
@@ -168,13 +173,19 @@ impl Problem {
     /// What helps.
     pub fn remedy(&self) -> Remedy {
         match self {
-            Self::Missing { .. } | Self::Replaced { .. } | Self::Deleted { .. } | Self::Unknown { .. } => Remedy::Do(
+            Self::Missing { .. }
+            | Self::Replaced { .. }
+            | Self::Deleted { .. }
+            | Self::Unknown { .. }
+            | Self::Lsm { .. } => Remedy::Do(
                 "restart the daemon (systemctl restart portcullis): it attaches what is missing; find out who took it away",
             ),
             Self::Redirector { .. } => Remedy::Do(
                 "detach the other program (`bpftool cgroup tree` shows it), or give the workload another cgroup",
             ),
-            Self::Unix { .. } => Remedy::Kernel("hooks for unix sockets (Linux 6.7)"),
+            Self::Unix { .. } => Remedy::Kernel(
+                "hooks for unix sockets (Linux 6.7), or BPF as a security module (`bpf` in its lsm=, CONFIG_BPF_LSM)",
+            ),
             Self::Enforcer => Remedy::Do("restart the daemon (systemctl restart portcullis)"),
             Self::PrivateMount { .. } => {
                 Remedy::Do("mount a bpffs on /sys/fs/bpf before the daemon starts: mount -t bpf bpf /sys/fs/bpf")
@@ -200,6 +211,7 @@ impl fmt::Display for Problem {
                      `portcullis run` make none, whatever their policies list: {why}"
                 )
             }
+            Self::Lsm { hook } => write!(f, "`{hook}` is not attached to the kernel's security module"),
             Self::Enforcer => write!(f, "the enforcer's own hook is not attached; connections are refused"),
             Self::PrivateMount { dir } => {
                 write!(f, "{} is a mount of this process alone; enforcement ends with the process", dir.display())

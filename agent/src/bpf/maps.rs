@@ -11,7 +11,7 @@ use portcullis_ebpf::{Enforcer, RawOrigin, Reason, Reporting, Tuple, UnixPlaces}
 use super::{
     BpfError,
     listeners::{self, Listeners},
-    unix,
+    lsm, unix,
 };
 
 /// Each behind what its use needs.
@@ -26,13 +26,14 @@ pub(super) struct Maps {
     pub(super) places: Mutex<Array<MapData, UnixPlaces>>,
     refused: PerCpuArray<MapData, u64>,
     reporting: HashMap<MapData, u64, Reporting>,
+    pub(super) lsm: lsm::Maps,
     /// Until somebody reads it.
     pub(super) refusals: Mutex<Option<RingBuf<MapData>>>,
 }
 
 impl Maps {
     /// Every map of the object; all are pinned.
-    pub(super) const NAMES: [&str; 12] = [
+    pub(super) const NAMES: [&str; 15] = [
         "ENFORCER",
         "HEARTBEAT",
         "SESSIONS",
@@ -45,6 +46,9 @@ impl Maps {
         "REFUSALS",
         listeners::TABLE,
         listeners::STORAGE,
+        lsm::GOVERNED,
+        lsm::PLACES,
+        lsm::CALLS,
     ];
 
     /// From the object that they were loaded with.
@@ -62,6 +66,9 @@ impl Maps {
             refusals,
             table,
             storage,
+            governed,
+            lsm_places,
+            calls,
         ] = Self::NAMES;
         Ok(Self {
             enforcer: Mutex::new(take(object, enforcer, Array::try_from)?),
@@ -77,6 +84,11 @@ impl Maps {
             places: Mutex::new(take(object, places, Array::try_from)?),
             refused: take(object, refused, PerCpuArray::try_from)?,
             reporting: take(object, reporting, HashMap::try_from)?,
+            lsm: lsm::Maps::new(
+                take(object, governed, HashMap::try_from)?,
+                take(object, lsm_places, Array::try_from)?,
+                take(object, calls, PerCpuArray::try_from)?,
+            ),
             refusals: Mutex::new(Some(take(object, refusals, RingBuf::try_from)?)),
         })
     }

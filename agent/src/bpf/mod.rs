@@ -16,6 +16,7 @@ mod btf;
 mod error;
 mod hooks;
 mod listeners;
+mod lsm;
 mod maps;
 mod origin;
 mod pins;
@@ -29,7 +30,7 @@ mod unix;
 pub use error::{BpfError, Problem, Remedy};
 pub use origin::{Origin, OriginError};
 pub use portcullis_ebpf::{HEARTBEAT_STALE_NS, Reason};
-pub use probe::{Probed, probe};
+pub use probe::{Probe, Probed, probe};
 pub use refusals::{Refusal, Refusals, WatchedRefusals};
 pub use unix::UnixHooks;
 
@@ -44,11 +45,12 @@ use std::{
     time::Duration,
 };
 
-use aya::{EbpfLoader, maps::MapError};
+use aya::{Btf, EbpfLoader, maps::MapError};
 use portcullis_ebpf::Enforcer;
 
 use self::{
     hooks::{GOVERNED, Loaded, OWN, REDIRECTS, Side},
+    lsm::Lsm,
     maps::{Maps, absent_is_fine, is_not_found, lock},
     pins::Pins,
     sys::Attached,
@@ -98,6 +100,7 @@ pub struct Kernel {
     no_unix: Option<String>,
     /// In the order of [`OWN`].
     own_programs: Vec<Loaded>,
+    lsm: Lsm,
     maps: Maps,
     own: Mutex<Option<Own>>,
     /// Governed cgroups: id to path.
@@ -121,7 +124,9 @@ impl Kernel {
             return Err(BpfError::NotBuilt);
         }
         let pins = Pins::open(&settings.pin_dir())?;
+        let types = Btf::from_sys_fs().ok();
         let mut loader = EbpfLoader::new();
+        loader.btf(types.as_ref());
         let named = Maps::NAMES.map(|name| (name, pins.map(name)));
         for (name, path) in &named {
             loader.map_pin_path(name, path.as_path());
@@ -137,12 +142,14 @@ impl Kernel {
         }
         let own_programs = OWN.iter().map(|hook| hooks::load(&mut object, *hook)).collect::<Result<_, _>>()?;
         maps.reset()?;
+        let lsm = Lsm::open(&mut object, types.as_ref(), &pins, &maps.lsm, no_unix.is_some());
         let kernel = Self {
             pins,
             cgroup_root: settings.cgroup_root.clone(),
             programs,
             no_unix,
             own_programs,
+            lsm,
             maps,
             own: Mutex::new(None),
             governed: Mutex::new(BTreeMap::new()),
@@ -224,6 +231,7 @@ impl Kernel {
         if let Some((found, program)) = self.redirector(cgroup).map_err(asked)? {
             return Err(BpfError::Redirector { cgroup: found, program });
         }
+        self.maps.lsm.govern(id)?;
         self.attach_all(&self.programs, file.as_fd(), id, cgroup)?;
         // The cgroup may have been deleted and made again while this ran; then what was attached is not at this path.
         if cgroup_id(cgroup).map_err(asked)? != id {
@@ -233,6 +241,7 @@ impl Kernel {
         let before = governed.extract_if(.., |other, path| *other != id && path == cgroup).map(|(other, _)| other);
         for other in before.collect::<Vec<_>>() {
             self.pins.drop_cgroup(Side::Governed, other).map_err(asked)?;
+            self.maps.lsm.release(other)?;
         }
         governed.insert(id, cgroup.to_owned());
         Ok(())
@@ -267,7 +276,12 @@ impl Kernel {
 
     /// Whether this kernel judges unix sockets.
     pub fn unix_hooks(&self) -> UnixHooks {
-        if self.no_unix.is_none() { UnixHooks::Attached } else { UnixHooks::Missing }
+        if self.no_unix.is_none() || self.lsm.judges_peers() { UnixHooks::Attached } else { UnixHooks::Missing }
+    }
+
+    /// Why the programs of the security module do not enforce, or not all of them; `None` where they do.
+    pub fn no_lsm(&self) -> Option<&str> {
+        self.lsm.missing()
     }
 
     /// Tells the programs that the enforcer is alive. They refuse every connect when they have not heard for two seconds.
@@ -343,7 +357,8 @@ impl Kernel {
                 problems.push(Problem::Enforcer);
             }
         }
-        if let Some(why) = &self.no_unix {
+        self.lsm.verify(&self.pins, &mut problems);
+        if let (Some(why), UnixHooks::Missing) = (&self.no_unix, self.unix_hooks()) {
             problems.push(Problem::Unix { why: why.clone() });
         }
         if self.pins.is_private() {
@@ -359,6 +374,7 @@ impl Kernel {
         if let Some(id) = id {
             let dropped = self.pins.drop_cgroup(Side::Governed, id);
             dropped.map_err(|source| BpfError::Pins { dir: self.pins.dir().to_owned(), source })?;
+            self.maps.lsm.release(id)?;
             governed.remove(&id);
         }
         Ok(())
@@ -367,6 +383,7 @@ impl Kernel {
     /// Gives every pinned link the programs just loaded, and drops those whose cgroup is gone.
     fn adopt(&self) -> Result<(), BpfError> {
         let failed = |source| BpfError::Pins { dir: self.pins.dir().to_owned(), source };
+        let mut adopted = Vec::new();
         for cgroup in self.pins.cgroups(Side::Governed).map_err(failed)? {
             let mut alive = false;
             for loaded in &self.programs {
@@ -377,10 +394,13 @@ impl Kernel {
                     alive = true;
                 }
             }
-            if !alive {
+            if alive {
+                adopted.push(cgroup);
+            } else {
                 self.pins.drop_cgroup(Side::Governed, cgroup).map_err(failed)?;
             }
         }
+        self.maps.lsm.govern_only(&adopted)?;
         self.pins.drop_other_layouts().map_err(failed)
     }
 

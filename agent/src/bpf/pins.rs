@@ -4,6 +4,7 @@
 //! <dir>/maps_<layout>/<map>      maps, which outlive the daemon
 //! <dir>/links/<cgroup id>/<hook> links to governed cgroups, which enforce while no daemon runs
 //! <dir>/own/<cgroup id>/<hook>   links to the enforcer's cgroup, which see its sockets close when it dies
+//! <dir>/lsm/<hook>               links to the security module, for the whole host
 //! ```
 //! Where `/sys/fs/bpf` is a bpffs the folder is made there: its mount outlives every mount namespace. Else a bpffs is
 //! mounted below the runtime folder. If that is done in a mount namespace of the daemon's own, the pins end with it, and
@@ -72,6 +73,7 @@ impl Pins {
         builder().create(pins.maps()).map_err(failed)?;
         builder().create(pins.links(Side::Governed)).map_err(failed)?;
         builder().create(pins.links(Side::Own)).map_err(failed)?;
+        builder().create(pins.lsm()).map_err(failed)?;
         Ok(pins)
     }
 
@@ -111,6 +113,35 @@ impl Pins {
         sys::pin(link.as_fd(), &self.link_path(cgroup, hook))
     }
 
+    /// Names of the pinned links to the security module.
+    pub(super) fn lsm_links(&self) -> io::Result<Vec<String>> {
+        fs::read_dir(self.lsm())?.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned())).collect()
+    }
+
+    /// Opens a pinned link to the security module, if there is one.
+    pub(super) fn lsm_link(&self, name: &str) -> io::Result<Option<OwnedFd>> {
+        match sys::open_pinned(&self.lsm().join(name)) {
+            Ok(link) => Ok(Some(link)),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(e) => Err(e),
+        }
+    }
+
+    /// Pins a link to the security module in the place of an older one, in one step.
+    pub(super) fn keep_lsm(&self, name: &str, link: &OwnedFd) -> io::Result<()> {
+        use std::os::fd::AsFd;
+        let new = self.lsm().join(format!("{name}_new"));
+        // Left over where an earlier daemon died between the two steps.
+        remove_file(&new)?;
+        sys::pin(link.as_fd(), &new)?;
+        fs::rename(&new, self.lsm().join(name))
+    }
+
+    /// Removes a pinned link to the security module; with it goes what it enforced.
+    pub(super) fn drop_lsm(&self, name: &str) -> io::Result<()> {
+        remove_file(&self.lsm().join(name))
+    }
+
     /// Removes the pins of a cgroup's links; those of a living cgroup come off as their descriptors close.
     pub(super) fn drop_cgroup(&self, side: Side, cgroup: u64) -> io::Result<()> {
         remove_tree(&self.links(side).join(cgroup.to_string()))
@@ -136,6 +167,10 @@ impl Pins {
 
     fn maps(&self) -> PathBuf {
         self.dir.join(format!("maps_{}", portcullis_ebpf::LAYOUT))
+    }
+
+    fn lsm(&self) -> PathBuf {
+        self.dir.join("lsm")
     }
 
     fn links(&self, side: Side) -> PathBuf {
@@ -218,6 +253,13 @@ fn is_bpffs(dir: &Path) -> io::Result<bool> {
 fn is_mount(dir: &Path) -> io::Result<bool> {
     let parent = dir.parent().ok_or(io::ErrorKind::InvalidInput)?;
     Ok(fs::metadata(dir)?.dev() != fs::metadata(parent)?.dev())
+}
+
+fn remove_file(path: &Path) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
+        done => done,
+    }
 }
 
 fn remove_tree(path: &Path) -> io::Result<()> {

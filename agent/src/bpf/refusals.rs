@@ -121,6 +121,17 @@ fn words(reason: Reason, raw: &RawRefusal, path: &str) -> String {
         Reason::Unix => format!("{to}: the policy does not list it"),
         Reason::Egress => format!("packet to {to} by {protocol}: only the enforcer is reached"),
         Reason::Ingress => format!("packet from {to} by {protocol}: only the enforcer is heard"),
+        Reason::Family => format!("socket of address family {}: only TCP and unix sockets are made", raw.family),
+        Reason::Foreign => match raw.family {
+            0 => "descriptor of another process: what it is of acts in that one's name".into(),
+            AF_UNIX => "unix socket that was made outside of the session".into(),
+            AF_INET | AF_INET6 => format!("{protocol} socket that was made outside of the session"),
+            family => format!("socket of address family {family} that was made outside of the session"),
+        },
+        Reason::Bpf => "call of bpf: programs of the kernel are not for sessions".into(),
+        Reason::Trace => "tracing of a process outside of the session".into(),
+        Reason::Perf => "call of perf_event_open: it looks into the kernel".into(),
+        Reason::Cgroup => "change of a cgroup: tasks stay where their session is".into(),
     }
 }
 

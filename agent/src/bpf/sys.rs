@@ -20,6 +20,7 @@ use super::Refusals;
 const BPF_PROG_LOAD: libc::c_long = 5;
 const BPF_OBJ_PIN: libc::c_long = 6;
 const BPF_OBJ_GET: libc::c_long = 7;
+const BPF_RAW_TRACEPOINT_OPEN: libc::c_long = 17;
 const BPF_OBJ_GET_INFO_BY_FD: libc::c_long = 15;
 const BPF_PROG_QUERY: libc::c_long = 16;
 const BPF_LINK_CREATE: libc::c_long = 28;
@@ -101,6 +102,28 @@ pub(super) fn link_info(link: BorrowedFd<'_>) -> io::Result<LinkInfo> {
     cgroup[..4].copy_from_slice(&info[4].to_ne_bytes());
     cgroup[4..].copy_from_slice(&info[5].to_ne_bytes());
     Ok(LinkInfo { program: info[2], cgroup: u64::from_ne_bytes(cgroup), attach_type: info[6] })
+}
+
+/// Attaches a program of the security module, for the whole host and beside others.
+pub(super) fn lsm_link_create(program: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    // { name: none, prog_fd }
+    let link = bpf(BPF_RAW_TRACEPOINT_OPEN, &mut [0, words(fd(program), 0)].into())?;
+    // SAFETY: the kernel returned a new descriptor that nothing else owns.
+    Ok(unsafe { OwnedFd::from_raw_fd(link) })
+}
+
+/// The id of the program that a link of the security module runs.
+pub(super) fn lsm_link_program(link: BorrowedFd<'_>) -> io::Result<u32> {
+    // struct bpf_link_info: { type, id, prog_id, (hole), tracing { attach_type: u32, .. } }
+    let mut info = [0_u32; 32];
+    let mut attributes = [words(fd(link), size_of_val(&info) as u32), info.as_mut_ptr() as u64].into();
+    bpf(BPF_OBJ_GET_INFO_BY_FD, &mut attributes)?;
+    const BPF_LINK_TYPE_TRACING: u32 = 2;
+    const BPF_LSM_MAC: u32 = 27;
+    if info[0] != BPF_LINK_TYPE_TRACING || info[4] != BPF_LSM_MAC {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "not a link to the security module"));
+    }
+    Ok(info[2])
 }
 
 /// Pins a BPF object.

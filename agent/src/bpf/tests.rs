@@ -118,6 +118,60 @@ fn the_running_kernels_types_are_read() {
     let types = fs::read("/sys/kernel/btf/vmlinux").unwrap();
     assert_eq!(btf::offsets(&types, "list_head", ["prev", "next"]), Some([8, 0]));
     assert_eq!(btf::offsets(&types, "list_head", ["previous"]), None);
+    let places = lsm::Needs::read(&types, true).unwrap().places;
+    assert_eq!(places.known, 1);
+    // A socket's first words are its state, its kind and its flags.
+    assert!(places.socket_sock >= 8 && places.socket_file != places.socket_sock, "{places:?}");
+}
+
+#[test]
+fn fields_are_found_in_what_has_no_name() {
+    // struct outer { list; union { struct { ancestors; }; }; named { inside; }; }, each inner one a type of its own.
+    let mut names = vec![0];
+    let mut name = |text: &str| {
+        let at = names.len() as u32;
+        names.extend(text.bytes().chain([0]));
+        at
+    };
+    let one = |kind: u32, of: u32, members: &[[u32; 3]]| {
+        let mut words = vec![of, kind << 24 | members.len() as u32, 64];
+        words.extend(members.iter().flatten());
+        words
+    };
+    let (outer, list, ancestors) = (name("outer"), name("list"), name("ancestors"));
+    let (named, inside) = (name("named"), name("inside"));
+    let words = [
+        one(4, outer, &[[list, 9, 64], [0, 2, 128], [named, 4, 256]]),
+        one(5, 0, &[[0, 3, 0]]),
+        one(4, 0, &[[ancestors, 9, 32]]),
+        one(4, 0, &[[inside, 9, 0]]),
+        // One that holds itself has no end.
+        one(4, name("endless"), &[[0, 5, 0]]),
+    ]
+    .concat();
+    let bytes = 4 * words.len() as u32;
+    let mut all = vec![0x9f, 0xeb, 1, 0];
+    for word in [24, 0, bytes, bytes, names.len() as u32].into_iter().chain(words) {
+        all.extend(word.to_ne_bytes());
+    }
+    all.extend(names);
+    assert_eq!(btf::offsets(&all, "outer", ["ancestors", "list"]), Some([20, 8]));
+    assert_eq!(btf::offsets(&all, "outer", ["inside"]), None, "it has a name");
+    assert_eq!(btf::offsets(&all, "endless", ["list"]), None);
+}
+
+#[test]
+fn programs_of_the_security_module_are_named_after_their_hooks() {
+    let mut names: Vec<_> = lsm::HOOKS.iter().chain(&lsm::PEERS).chain([&lsm::PAGES]).collect();
+    assert!(names.iter().all(|name| name.starts_with("lsm_")));
+    names.sort_unstable();
+    names.dedup();
+    assert_eq!(names.len(), lsm::HOOKS.len() + lsm::PEERS.len() + 1);
+    let types = fs::read("/sys/kernel/btf/vmlinux").unwrap();
+    for name in names {
+        let function = format!("bpf_{name}\0");
+        assert!(memchr::memmem::find(&types, function.as_bytes()).is_some(), "the kernel has no hook for {name}");
+    }
 }
 
 #[test]
@@ -145,6 +199,16 @@ fn a_refusal_is_put_in_words_whatever_the_kernel_wrote() {
     let packet = RawRefusal { reason: Reason::Ingress as u32, protocol: 2, ..RawRefusal::default() };
     assert_eq!(what(packet, ""), "packet from an unknown address by protocol 2: only the enforcer is heard");
     let option = RawRefusal { reason: Reason::Option as u32, kind: u32::MAX, protocol: 25, ..RawRefusal::default() };
+    let foreign =
+        |family, protocol| RawRefusal { reason: Reason::Foreign as u32, family, protocol, ..RawRefusal::default() };
+    for (raw, words) in [
+        (foreign(2, 17), "UDP socket that was made outside of the session"),
+        (foreign(1, 0), "unix socket that was made outside of the session"),
+        (foreign(17, 3), "socket of address family 17 that was made outside of the session"),
+        (foreign(0, 0), "descriptor of another process: what it is of acts in that one's name"),
+    ] {
+        assert_eq!(what(raw, ""), words);
+    }
     assert_eq!(what(option, ""), "socket option 25 of level -1: it may choose another road");
     let mut task = RawRefusal { has_task: 1, pid: 8, uid: 9, left_out: 3, cgroup_id: 7, ..RawRefusal::default() };
     task.comm[..4].copy_from_slice(b"psql");

@@ -1,8 +1,9 @@
 //! Unix sockets: the two hooks that name a peer (Linux 6.7), loaded by hand, and each session's list of paths.
 //!
 //! `aya` knows neither hook, so it loads everything else, and this module relocates and loads these two against the same
-//! pinned maps. Where the kernel has no such hooks, or does not tell where it keeps a peer's name, [`super::Kernel::verify`]
-//! says so: unix sockets are then open, and the launcher lets a session make none.
+//! pinned maps. Where the kernel has no such hooks, or does not tell where it keeps a peer's name, [`super::lsm`] judges
+//! instead. Where it cannot, either, [`super::Kernel::verify`] says so: unix sockets are then open, and the launcher lets a
+//! session make none.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashSet},
@@ -22,11 +23,12 @@ use super::{
     sys,
 };
 
-/// Whether the kernel's hooks judge to which unix sockets a session connects.
+/// Whether the kernel's hooks judge to which unix sockets a session connects: those of its cgroup [Linux 6.7], or those of
+/// the security module.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum UnixHooks {
-    /// They do [Linux 6.7].
+    /// They do.
     Attached,
     /// They do not, so a session must have no socket that could be connected.
     #[default]
@@ -58,8 +60,12 @@ pub(super) fn load(object: &[u8], pins: &Pins, places: &mut Array<MapData, UnixP
 
 /// The places that the programs need, or why they are not known.
 pub(super) fn places() -> Result<UnixPlaces, String> {
-    let types = std::fs::read(KERNEL_TYPES).map_err(|e| format!("{KERNEL_TYPES}: {e}"))?;
-    read_places(&types).ok_or_else(|| "the kernel does not tell where it keeps a peer's name".into())
+    read_places(&kernel_types()?).ok_or_else(|| "the kernel does not tell where it keeps a peer's name".into())
+}
+
+/// The running kernel's types, or why they are not known.
+pub(super) fn kernel_types() -> Result<Vec<u8>, String> {
+    std::fs::read(KERNEL_TYPES).map_err(|e| format!("{KERNEL_TYPES}: {e}"))
 }
 
 fn load_one(object: &aya_obj::Object, hook: Hook) -> Result<Loaded, String> {

@@ -291,6 +291,8 @@ pub struct Examined {
     pub heartbeat_ms: Option<u64>,
     /// What is not as it should be.
     pub problems: Vec<ProblemView>,
+    /// Why the programs of the kernel's security module do not enforce, or not all of them; `None` where they do.
+    pub no_lsm: Option<String>,
 }
 
 /// Something that makes enforcement incomplete.

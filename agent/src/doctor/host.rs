@@ -15,6 +15,14 @@ const YEARS: std::ops::Range<u64> = 1_735_689_600..4_102_444_800;
 /// How far wall and monotonic clock may part while doctor runs.
 const STEP: Duration = Duration::from_secs(1);
 
+/// What the kernel lacks where it does not judge unix sockets.
+pub(super) const LACKS_UNIX: &str =
+    "hooks for unix sockets (Linux 6.7), or BPF as a security module (`bpf` in the kernel's lsm=, CONFIG_BPF_LSM)";
+/// What it lacks where nobody judges who uses a socket.
+pub(super) const LACKS_LSM: &str =
+    "BPF as a security module: `bpf` in the kernel's lsm=, and a kernel that takes its programs (CONFIG_BPF_LSM)";
+const WITHOUT_LSM: &str = "a process outside that shares a socket with a session can pass it others, which no hook sees;                            of workloads that others start, nothing but systemd refuses bpf, tracing and cgroups";
+
 /// When doctor began, by both clocks.
 #[derive(Debug)]
 pub struct Clocks {
@@ -54,27 +62,32 @@ pub struct Features {
     pub landlock: i32,
     /// Whether it has hooks for unix sockets; `None` if that cannot be told.
     pub unix_hooks: Option<bool>,
+    /// Whether its security module takes our programs; `None` if that cannot be told.
+    pub lsm: Option<bool>,
 }
 
 /// What the kernel has, and findings about it.
 pub fn features() -> (Features, Vec<Finding>) {
     let landlock = attempts::landlock_version();
-    let (unix_hooks, hooks) = hooks();
-    let findings = vec![hooks, landlock_finding(landlock), seccomp(), cgroups()];
-    (Features { landlock, unix_hooks }, findings)
+    let mut features = Features { landlock, unix_hooks: None, lsm: None };
+    let mut findings = hooks(&mut features);
+    findings.extend([landlock_finding(landlock), seccomp(), cgroups()]);
+    (features, findings)
 }
 
-fn hooks() -> (Option<bool>, Finding) {
+fn hooks(features: &mut Features) -> Vec<Finding> {
     const CHECK: &str = "kernel hooks";
     if !nix::unistd::geteuid().is_root() {
         let means = "whether this kernel takes the programs is not known";
-        return (
-            None,
-            Finding::cannot(CHECK, "only root can load programs", means, "the right to look: run it with sudo"),
-        );
+        return vec![Finding::cannot(
+            CHECK,
+            "only root can load programs",
+            means,
+            "the right to look: run it with sudo",
+        )];
     }
-    let probed = match bpf::probe() {
-        Ok(probed) => probed,
+    let (probed, no_lsm) = match bpf::probe() {
+        Ok(bpf::Probe { hooks, no_lsm }) => (hooks, no_lsm),
         Err(error) => {
             let mut found = error.to_string();
             if let Some(cause) = io::Error::other(error).into_inner().and_then(|e| e.source().map(ToString::to_string))
@@ -82,10 +95,8 @@ fn hooks() -> (Option<bool>, Finding) {
                 found = format!("{found}: {cause}");
             }
             let means = "nothing can be enforced on this host";
-            return (
-                None,
-                Finding::open(CHECK, found, means, "use a kernel with CONFIG_CGROUP_BPF (Linux 5.8 or later)"),
-            );
+            let fix = "use a kernel with CONFIG_CGROUP_BPF (Linux 5.8 or later)";
+            return vec![Finding::open(CHECK, found, means, fix)];
         }
     };
     let refused: Vec<&bpf::Probed> = probed.iter().filter(|probed| probed.refused.is_some()).collect();
@@ -94,12 +105,15 @@ fn hooks() -> (Option<bool>, Finding) {
     let loaded = format!("{} of {} load", probed.len() - refused.len(), probed.len());
     let finding = match (&*others, &*unix) {
         ([], []) => Finding::closed(CHECK, loaded),
+        ([], _) if no_lsm.is_none() => {
+            Finding::closed(CHECK, format!("{loaded}; of unix sockets the security module judges the peers"))
+        }
         ([], unix) => Finding::cannot(
             CHECK,
             format!("{loaded}; not {}", names(unix)),
             "sessions of `portcullis run` make no unix sockets; workloads that others start reach every one that their \
              user may: databases, D-Bus, docker.sock",
-            "hooks for unix sockets (Linux 6.7)",
+            LACKS_UNIX,
         ),
         (others, _) => Finding::open(
             CHECK,
@@ -108,7 +122,23 @@ fn hooks() -> (Option<bool>, Finding) {
             "use a kernel that takes them (Linux 5.8 or later)",
         ),
     };
-    (Some(unix.is_empty()), finding)
+    features.unix_hooks = Some(unix.is_empty() || no_lsm.is_none());
+    features.lsm = Some(no_lsm.is_none());
+    vec![finding, security_module(no_lsm)]
+}
+
+fn security_module(missing: Option<String>) -> Finding {
+    const CHECK: &str = "security module";
+    match missing {
+        None => Finding::closed(CHECK, "the kernel takes and calls our programs"),
+        Some(why) => Finding::cannot(CHECK, why, WITHOUT_LSM, LACKS_LSM),
+    }
+}
+
+/// What the daemon says of its programs of the security module, where the kernel would take them.
+pub fn security_module_of_daemon(missing: &str) -> Finding {
+    let found = format!("the daemon's programs do not enforce, or not all: {missing}");
+    Finding::open("security module", found, WITHOUT_LSM, "restart the daemon (systemctl restart portcullis)")
 }
 
 fn landlock_finding(version: i32) -> Finding {

@@ -12,7 +12,7 @@ use nix::ifaddrs::getifaddrs;
 use super::{
     Finding, Grade, Runner,
     attempts::{self, Attempt, Road},
-    host::{Features, LANDLOCK_SCOPES},
+    host::{Features, LACKS_LSM, LACKS_UNIX, LANDLOCK_SCOPES},
     witness::{Aim, Setup, Whose, Witness, WitnessError},
 };
 
@@ -40,7 +40,7 @@ pub enum RoadsError {
 /// attempt. Whatever the end, all that was made for it is removed.
 pub fn findings(
     setup: Setup,
-    command: Command,
+    mut command: Command,
     features: Features,
     interrupted: impl Fn() -> bool,
 ) -> Result<Vec<Finding>, RoadsError> {
@@ -55,6 +55,7 @@ pub fn findings(
         true => RoadsError::Interrupted,
         false => RoadsError::Session { workload: workload.clone(), source },
     };
+    command.stderr(witness.standard_error()?);
     let mut runner = Runner::start(command, &target).map_err(broken)?;
     let numbers = (0..all.len()).take_while(|_| !interrupted());
     let reached = runner.run(&mut witness, numbers, |_| BTreeSet::new()).map_err(broken)?;
@@ -112,7 +113,10 @@ pub(super) fn grade(all: &[Attempt], reached: &BTreeSet<usize>, features: Featur
 fn lacks(attempt: &Attempt, features: Features) -> Option<&'static str> {
     let by_unix = attempt.road == Road::Unix || attempt.name.starts_with("socket given");
     if by_unix && features.unix_hooks == Some(false) {
-        return Some("hooks for unix sockets (Linux 6.7)");
+        return Some(LACKS_UNIX);
+    }
+    if attempt.name.ends_with(attempts::PASSED) && features.lsm == Some(false) {
+        return Some(LACKS_LSM);
     }
     let by_signal = attempt.name == attempts::SIGNAL;
     (by_signal && features.landlock < LANDLOCK_SCOPES).then_some("Landlock version 6 (Linux 6.12)")
@@ -191,10 +195,13 @@ mod tests {
 
     #[test]
     fn what_the_kernel_lacks_is_named_and_not_called_open() {
-        let old = Features { landlock: 3, unix_hooks: Some(false) };
-        let new = Features { landlock: 7, unix_hooks: Some(true) };
-        let findings = graded(&["unix path stream", attempts::SIGNAL], old);
-        for (check, lacks) in [("unix sockets", "Linux 6.7"), ("other processes", "Linux 6.12")] {
+        let old = Features { landlock: 3, unix_hooks: Some(false), lsm: Some(false) };
+        let new = Features { landlock: 7, unix_hooks: Some(true), lsm: Some(true) };
+        let passed = format!("udp socket{}", attempts::PASSED);
+        let findings = graded(&["unix path stream", attempts::SIGNAL, &passed], old);
+        for (check, lacks) in
+            [("unix sockets", "Linux 6.7"), ("other processes", "Linux 6.12"), ("passed sockets", "lsm=")]
+        {
             let found = road(&findings, check);
             assert_eq!(found.map(|finding| finding.grade), Some(Grade::Cannot), "{found:?}");
             assert!(found.and_then(|finding| finding.fix.as_deref()).is_some_and(|fix| fix.contains(lacks)));
@@ -202,7 +209,11 @@ mod tests {
         }
         assert!(findings.iter().filter(|finding| finding.grade == Grade::Closed).count() > 8);
         // The same on a kernel that could, and beside something that this one could.
-        for findings in [graded(&["unix path stream"], new), graded(&["ptrace attach", attempts::SIGNAL], old)] {
+        for findings in [
+            graded(&["unix path stream"], new),
+            graded(&[&passed], new),
+            graded(&["ptrace attach", attempts::SIGNAL], old),
+        ] {
             assert_eq!(findings.iter().filter(|finding| finding.grade == Grade::Open).count(), 1, "{findings:?}");
         }
         assert!(graded(&[], old).iter().all(|finding| finding.grade == Grade::Closed));
@@ -213,6 +224,6 @@ mod tests {
         let all = attempts::all();
         let names: BTreeSet<&str> = all.iter().map(|attempt| &*attempt.name).collect();
         assert_eq!(names.len(), all.len());
-        assert_eq!(graded(&[], Features { landlock: 0, unix_hooks: None }).len(), 12);
+        assert_eq!(graded(&[], Features { landlock: 0, unix_hooks: None, lsm: None }).len(), 12);
     }
 }

@@ -25,6 +25,7 @@ use std::{
         },
     },
     path::{Path, PathBuf},
+    process::Stdio,
     thread,
     time::{Duration, Instant},
 };
@@ -137,7 +138,7 @@ pub struct Witness {
     decoy: Option<PathBuf>,
     inherited: (UdpSocket, TcpStream),
     _ring: Option<OwnedFd>,
-    _giver: Giver,
+    giver: Giver,
     /// Attempt that is under way.
     current: usize,
 }
@@ -194,7 +195,7 @@ impl Witness {
             decoy: None,
             inherited: (udp, tcp),
             _ring: ring(),
-            _giver: giver,
+            giver,
             setup,
             current: 0,
         };
@@ -235,6 +236,11 @@ impl Witness {
             inherited: [self.inherited.0.as_raw_fd(), self.inherited.1.as_raw_fd()],
             marker: self.marker.clone(),
         }
+    }
+
+    /// A standard error for a session, over which the witness passes it sockets.
+    pub fn standard_error(&self) -> Result<Stdio, WitnessError> {
+        make("a socket to share with a session", self.giver.standard_error().map(Stdio::from))
     }
 
     /// What every payload begins with.

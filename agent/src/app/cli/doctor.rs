@@ -56,6 +56,11 @@ pub(super) fn doctor(place: &Place, asked: Doctor) -> Result<Exit, CliError> {
     if examined.problems.iter().any(|problem| problem.lacks.is_some()) {
         features.unix_hooks = Some(false);
     }
+    if let Some(why) = &examined.no_lsm
+        && features.lsm.replace(false) == Some(true)
+    {
+        findings.push(host::security_module_of_daemon(why));
+    }
     let user = user(asked.user.as_deref())?;
     let policies = PolicySet::load(&settings.policy_dir).ok();
     let interrupts = Interrupts::hold()?;

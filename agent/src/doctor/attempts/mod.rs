@@ -19,7 +19,9 @@ use std::{
     net::{Ipv4Addr, Ipv6Addr},
 };
 
+pub use self::passed::PASSED;
 pub(super) use self::{
+    passed::GIVE,
     processes::SIGNAL,
     sys::{landlock_version, ring},
 };

@@ -1,10 +1,12 @@
-//! A process outside of the session that gives sockets away, to whoever connects: unix(7), `SCM_RIGHTS`.
+//! A process outside of the session that gives sockets away, to whoever connects, and to sessions that have a socket of it
+//! as their standard error: unix(7), `SCM_RIGHTS`.
 
 use std::{
-    fs, io,
+    fs,
+    io::{self, Read, Write},
     net::{TcpStream, UdpSocket},
     os::{
-        fd::{AsFd, AsRawFd},
+        fd::{AsFd, AsRawFd, OwnedFd},
         unix::{
             fs::PermissionsExt,
             net::{UnixListener, UnixStream},
@@ -20,15 +22,19 @@ use std::{
 
 use nix::{
     poll::{PollFd, PollFlags, PollTimeout, poll},
-    sys::socket::{ControlMessage, MsgFlags, sendmsg},
+    sys::socket::{AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, sendmsg, socket},
 };
 
-use super::unix_addresses;
+use super::{super::attempts::GIVE, unix_addresses};
 
 pub(super) struct Giver {
+    gifts: Arc<Gifts>,
     stop: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
 }
+
+/// UDP, and connected TCP. With them goes TCP that is not connected, a new one each time.
+struct Gifts(UdpSocket, TcpStream);
 
 impl Giver {
     pub(super) fn start(folder: &Path, port: u16) -> io::Result<Self> {
@@ -40,7 +46,9 @@ impl Giver {
             listeners.push(listener);
         }
         fs::set_permissions(&path, fs::Permissions::from_mode(0o777))?;
-        let (udp, tcp) = (UdpSocket::bind("0.0.0.0:0")?, TcpStream::connect(("127.0.0.1", port))?);
+        let (udp, connection) = (UdpSocket::bind("0.0.0.0:0")?, TcpStream::connect(("127.0.0.1", port))?);
+        let gifts = Arc::new(Gifts(udp, connection));
+        let giving = Arc::clone(&gifts);
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = Arc::clone(&stop);
         let thread = thread::spawn(move || {
@@ -51,12 +59,32 @@ impl Giver {
                 for listener in &listeners {
                     while let Ok((stream, _)) = listener.accept() {
                         // Whoever does not take them goes without.
-                        let _ = give(&stream, [udp.as_raw_fd(), tcp.as_raw_fd()]);
+                        let _ = giving.give(&stream);
                     }
                 }
             }
         });
-        Ok(Self { stop, thread: Some(thread) })
+        Ok(Self { gifts, stop, thread: Some(thread) })
+    }
+
+    /// A standard error for a session: what is said there goes to ours, and who asks there for sockets gets them.
+    pub(super) fn standard_error(&self) -> io::Result<OwnedFd> {
+        let (ours, theirs) = UnixStream::pair()?;
+        let gifts = Arc::clone(&self.gifts);
+        // Ends with the last process that has the other end.
+        thread::spawn(move || {
+            let mut said = [0; 1024];
+            while let Ok(n @ 1..) = (&ours).read(&mut said) {
+                for piece in said[..n].split_inclusive(|byte| *byte == GIVE) {
+                    let (text, asks) = piece.strip_suffix(&[GIVE]).map_or((piece, false), |text| (text, true));
+                    let _ = io::stderr().write_all(text);
+                    if asks {
+                        let _ = gifts.give(&ours);
+                    }
+                }
+            }
+        });
+        Ok(theirs.into())
     }
 }
 
@@ -69,7 +97,11 @@ impl Drop for Giver {
     }
 }
 
-fn give(stream: &UnixStream, sockets: [i32; 2]) -> nix::Result<usize> {
-    let rights = [ControlMessage::ScmRights(&sockets)];
-    sendmsg::<()>(stream.as_raw_fd(), &[io::IoSlice::new(b"x")], &rights, MsgFlags::MSG_NOSIGNAL, None)
+impl Gifts {
+    fn give(&self, stream: &UnixStream) -> nix::Result<usize> {
+        let tcp = socket(AddressFamily::Inet, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
+        let sockets = [self.0.as_raw_fd(), self.1.as_raw_fd(), tcp.as_raw_fd()];
+        let rights = [ControlMessage::ScmRights(&sockets)];
+        sendmsg::<()>(stream.as_raw_fd(), &[io::IoSlice::new(b"x")], &rights, MsgFlags::MSG_NOSIGNAL, None)
+    }
 }
