@@ -32,6 +32,7 @@ const PACKAGES: &[&str] = &[
     "linux-image-amd64",
     "lz4",
     "nodejs",
+    "openssh-client",
     "openssl",
     "postgresql",
     "postgresql-contrib",
