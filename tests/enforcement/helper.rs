@@ -58,7 +58,7 @@ impl Taken {
         let taken = Self { process, socket, dir, root: cgroup_root(), slice, control };
         let setup = json!({
             "cgroup_root": taken.root, "policy_dir": taken.dir.path().join("policies"),
-            "control": taken.dir.path().join("control"), "addresses": ["127.0.0.1:9"], "sessions": 3,
+            "control": taken.dir.path().join("control"), "credentials": null, "addresses": ["127.0.0.1:9"], "sessions": 3,
             "filter": "off", "format": "text",
         });
         assert_eq!(taken.ask(&setup), json!({"ready": {}}));
@@ -285,6 +285,11 @@ fn a_process_is_moved_that_asked_for_it_and_once() {
     for pid in [second.pid(), std::process::id(), 1, 0, u32::MAX] {
         assert_eq!(program(pid), Value::Null, "{pid}");
     }
+    // Files that policies name as credentials, and no other, by whatever name.
+    assert_eq!(taken.ask(&json!({"credential": {"path": "/dev/null"}})), json!({"opened": {}}));
+    for path in ["/etc/shadow", "/etc/passwd", "null", "", "/dev/../etc/shadow", "/dev/null/../../etc/shadow"] {
+        taken.refuses(&json!({"credential": {"path": path}}), &[], "as a credential");
+    }
     // A namespace that no process of the session is in is not entered.
     let home = fs::metadata("/proc/self/ns/net").expect("a namespace");
     for namespace in [json!([home.dev(), home.ino()]), json!([0, 1])] {
@@ -328,10 +333,10 @@ fn it_keeps_few_powers() {
     let taken = Taken::new("powers");
     let status = fs::read_to_string(format!("/proc/{}/status", taken.process.id())).expect("it lives");
     let field = |name: &str| status.lines().find_map(|line| line.strip_prefix(name)).expect(name).trim().to_owned();
-    // SYS_ADMIN, SYS_PTRACE, NET_BIND_SERVICE, DAC_OVERRIDE.
-    let four = (1_u64 << 21) | (1 << 19) | (1 << 10) | (1 << 1);
+    // SYS_NICE, SYS_ADMIN, SYS_PTRACE, NET_BIND_SERVICE, DAC_OVERRIDE.
+    let kept = (1_u64 << 23) | (1 << 21) | (1 << 19) | (1 << 10) | (1 << 1);
     for set in ["CapEff:", "CapPrm:"] {
-        assert_eq!(u64::from_str_radix(&field(set), 16).expect("a set"), four, "{set}");
+        assert_eq!(u64::from_str_radix(&field(set), 16).expect("a set"), kept, "{set}");
     }
     assert_eq!((field("NoNewPrivs:"), field("Seccomp:"), field("Threads:")), ("1".into(), "2".into(), "1".into()));
     // No listener, no connection: one socket, which is that to the daemon.

@@ -14,6 +14,9 @@ use anyhow::{Context, Result, bail, ensure};
 
 use crate::{PASSWORD, Postgres};
 
+/// The user that these daemons run as: none that the host knows.
+pub const DAEMON: u32 = 61_943;
+
 static COUNT: AtomicU32 = AtomicU32::new(0);
 
 /// A running daemon. Dropping it stops it and takes its pins and cgroups away.
@@ -61,15 +64,18 @@ impl Daemon {
         let credential = at("credential");
         fs::write(&credential, format!("{PASSWORD}\n"))?;
         fs::set_permissions(&credential, fs::Permissions::from_mode(0o600))?;
+        // The server's own folder is closed to others.
+        let authority = at("ca.crt");
+        fs::write(&authority, fs::read(ca)?)?;
         let policy = policy
             .replace("{slice}", &slice)
             .replace("{port}", &port.to_string())
-            .replace("{ca}", ca)
+            .replace("{ca}", &authority)
             .replace("{password}", &credential);
         fs::write(at("policies/bot.toml"), policy)?;
         let settings = format!(
             "policy_dir = {:?}\nstate_dir = {:?}\nruntime_dir = {:?}\nreviewers = [\"user:root\"]\n\
-             [listen]\nv4 = \"127.0.0.1:0\"\nv6 = \"[::1]:0\"\n[kernel]\ndaemon_cgroup = {:?}\n{more}",
+             [daemon]\nuser = \"{DAEMON}\"\n[listen]\nv4 = \"127.0.0.1:0\"\nv6 = \"[::1]:0\"\n[kernel]\ndaemon_cgroup = {:?}\n{more}",
             at("policies"),
             at("state"),
             at("run"),

@@ -6,7 +6,7 @@ mod house;
 mod postgres;
 pub mod secret;
 
-pub use daemon::{Daemon, binary};
+pub use daemon::{DAEMON, Daemon, binary};
 pub use house::{TestHouse, reviewer};
 pub use postgres::{PASSWORD, Postgres};
 

@@ -7,6 +7,8 @@ use std::{
     time::{Duration, SystemTime},
 };
 
+use nix::unistd::{Uid, User};
+
 use super::limits;
 use crate::{
     bpf::UnixHooks,
@@ -32,6 +34,20 @@ pub(super) fn may_launch(uid: u32, workload: &WorkloadSpec) -> Result<(), Failur
     let message =
         format!("the policy gives each session of `{}` {what} of its own, which only root can arrange", workload.name);
     Err(Failure::new(Code::Denied, message).help("run it with sudo"))
+}
+
+/// Refuses a session as the daemon's own user, whose files are the record and whose processes it could end.
+pub(super) fn is_another(uid: u32, user: Option<&str>) -> Result<(), Failure> {
+    let own = Uid::effective();
+    // Root is refused by the launcher, where it is.
+    let is_own = |uid: Uid| !own.is_root() && uid == own;
+    let named = user.and_then(|name| User::from_name(name).ok().flatten());
+    let runs_as = named.map_or(Uid::from_raw(uid), |user| user.uid);
+    if !is_own(runs_as) && !is_own(Uid::from_raw(uid)) {
+        return Ok(());
+    }
+    let message = "a session cannot run as the daemon's own user: it could change the record";
+    Err(Failure::new(Code::Denied, message).help("name another with `--user`"))
 }
 
 /// The folder for a session's own unix sockets, without links on the way.

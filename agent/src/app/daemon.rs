@@ -7,8 +7,6 @@ use std::{
     fmt,
     io::{self, IsTerminal},
     net::SocketAddr,
-    os::unix::fs::{DirBuilderExt, PermissionsExt},
-    path::{Path, PathBuf},
     sync::{Arc, Mutex, atomic::AtomicU64},
     time::{Duration, Instant},
 };
@@ -27,30 +25,27 @@ use super::{
     claims::Claims,
     desk::ControlDesk,
     governor::{GovernedFence, Governor, current},
-    harden,
-    helper::{self, Helper},
-    journal,
+    harden, journal,
     lifecycle::{self, Lifecycle},
     listening,
     namespaces::Namespaces,
+    place::{self, Place},
     policies::{self, Policies},
-    refusals, supervisor,
+    privileges, refusals, supervisor,
 };
 use crate::{
-    bpf::{Kernel, KernelSettings},
-    config::{LogFormat, Settings, cgroup},
-    control::{peer::Fence, server::Server},
+    bpf::{Kernel, KernelSettings, Pins},
+    config::{LogFormat, Settings},
+    control::peer::Fence,
     hold::{HoldSettings, HoldStore},
     identity::Sessions,
-    net::{self, Net, RuntimeCa},
+    net::{self, Net},
     record::{Event, RecordSettings, Recorder},
     secrets::Secrets,
     session::House,
     wire::{Budget, Limits},
 };
 
-/// How long the runtime CA is valid. A new one is made at each start.
-const CA_VALIDITY: Duration = Duration::from_secs(365 * 24 * 3600);
 /// Time between checks that the kernel's links still stand.
 const VERIFY_EVERY: Duration = Duration::from_secs(10);
 
@@ -73,14 +68,15 @@ pub(super) fn run(settings: Settings) -> miette::Result<Ended> {
     logging(&settings.log.filter, settings.log.format)?;
     let Some(listeners) = listening::take()? else {
         // First its cgroup: the sockets belong to it for good.
-        own_cgroup(&settings)?;
+        place::own_cgroup(&settings)?;
         return supervisor::run(&listening::make(&settings)?);
     };
     if std::env::var_os(net::handed::VARIABLE).is_some() {
         // Whoever takes the supervisor's place makes sockets of its own.
         nix::sys::prctl::set_pdeathsig(nix::sys::signal::Signal::SIGKILL).into_diagnostic()?;
     }
-    for lack in harden::process() {
+    let user = privileges::own_user(&settings)?;
+    for lack in harden::process(&user) {
         tracing::warn!("{lack}");
     }
     // Invalid policies are told before anything is touched.
@@ -90,33 +86,25 @@ pub(super) fn run(settings: Settings) -> miette::Result<Ended> {
             "the policies are not valid:\n{rendered}"
         )
     })?;
-    let (own, root) = own_cgroup(&settings)?;
-    let addresses: Vec<SocketAddr> =
-        listeners.iter().map(std::net::TcpListener::local_addr).collect::<io::Result<_>>().into_diagnostic()?;
-    let control = Server::bound_at(&settings.control_socket());
-    let helper = Arc::new(Helper::start(&helper::Setup::new(&settings, &root, control, addresses.clone()))?);
-    let place = Place { own, root, listeners, addresses, helper };
+    let place = Place::prepare(&settings, listeners, &user)?;
+    let policies = if user.is_root() {
+        policies
+    } else {
+        place.leave(&settings, &user)?;
+        // Not only root must be able to read them: they are read again when they change.
+        policies::load(&settings.policy_dir).map_err(|rendered| {
+            miette!(
+                help = format!("make {} readable for user `{}`", settings.policy_dir.display(), user.name),
+                "the policies cannot be read by the daemon's user:\n{rendered}"
+            )
+        })?
+    };
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().thread_name("portcullis").build();
     runtime.into_diagnostic()?.block_on(serve(Arc::new(settings), policies, place))
 }
 
-/// Where a daemon is, and what it was given.
-struct Place {
-    /// Its cgroup, as `/a/b`.
-    own: String,
-    /// Mount of the cgroup2 tree.
-    root: PathBuf,
-    listeners: Vec<std::net::TcpListener>,
-    addresses: Vec<SocketAddr>,
-    helper: Arc<Helper>,
-}
-
 async fn serve(settings: Arc<Settings>, policies: crate::policy::PolicySet, place: Place) -> miette::Result<Ended> {
-    let Place { own, root, listeners, addresses, helper } = place;
-    folder(&settings.state_dir, 0o700)?;
-    folder(&settings.runtime_dir, 0o755)?;
-    folder(&settings.sockets_dir(), 0o755)?;
-    let control = Server::bind(&settings.control_socket(), &settings.control.group, settings.control.max_request)?;
+    let Place { own, root, listeners, addresses, helper, control, ca, pins } = place;
 
     let recorder = Recorder::open(&record_settings(&settings)).into_diagnostic().wrap_err_with(|| {
         format!("the record in {} cannot be opened; nothing runs that is not recorded", settings.record_dir().display())
@@ -129,20 +117,20 @@ async fn serve(settings: Arc<Settings>, policies: crate::policy::PolicySet, plac
     let journal = Arc::new(journal::HoldJournal { recorder: recorder.clone(), sessions: sessions.clone() });
     let holds = HoldStore::with_journal(hold_settings, journal);
 
-    let ca = Arc::new(RuntimeCa::new(CA_VALIDITY).into_diagnostic()?);
-    ca.write_certificate(&settings.ca_file()).into_diagnostic()?;
-    bundle(&settings, &ca.certificate_pem())?;
-
-    let kernel = Arc::new(open_kernel(&settings, &root, &own, &listeners, &addresses)?);
+    let kernel = Arc::new(open_kernel(place::kernel_settings(&settings, &root), pins, &own, &listeners, &addresses)?);
     let governor = Arc::new(Governor::new(root, own, kernel.clone(), helper.clone()));
 
+    let secrets = Secrets::new(std::env::var_os("CREDENTIALS_DIRECTORY").map(Into::into)).opened_by({
+        let helper = helper.clone();
+        Arc::new(move |path| helper.credential(path))
+    });
     let limits = Limits { memory: settings.limits.memory, ..Limits::default() };
     let house = Arc::new(House {
         policies: ArcSwap::from_pointee(policies),
         recorder,
         holds,
         sessions,
-        secrets: Arc::new(Secrets::new(std::env::var_os("CREDENTIALS_DIRECTORY").map(Into::into))),
+        secrets: Arc::new(secrets),
         network: Arc::new(Net::new(ca)),
         live: Default::default(),
         memory: Budget::new(limits.memory),
@@ -384,18 +372,14 @@ async fn watch_policies(policies: Arc<Policies>) {
 }
 
 fn open_kernel(
-    settings: &Settings,
-    root: &Path,
+    settings: KernelSettings,
+    pins: Pins,
     own: &str,
     listeners: &[std::net::TcpListener],
     addresses: &[SocketAddr],
 ) -> miette::Result<Kernel> {
-    let kernel_settings = KernelSettings {
-        pin_dir: settings.kernel.pin_dir.clone(),
-        runtime_dir: settings.runtime_dir.clone(),
-        cgroup_root: root.to_owned(),
-    };
-    let kernel = Kernel::open(&kernel_settings).into_diagnostic().wrap_err("the kernel side cannot be loaded")?;
+    let kernel = Kernel::open_in(&settings, pins).into_diagnostic().wrap_err("the kernel side cannot be loaded")?;
+    let root = &settings.cgroup_root;
     let v4 = addresses.iter().find_map(|a| if let SocketAddr::V4(v4) = a { Some(*v4) } else { None });
     let v6 = addresses.iter().find_map(|a| if let SocketAddr::V6(v6) = a { Some(*v6) } else { None });
     let v4 = v4.ok_or_else(|| miette!("no IPv4 listener"))?;
@@ -408,74 +392,12 @@ fn open_kernel(
     Ok(kernel)
 }
 
-/// The daemon's cgroup, and the mount of the tree. A daemon in the root cgroup moves to one of its own: hooks on the
-/// root would see the whole host.
-fn own_cgroup(settings: &Settings) -> miette::Result<(String, std::path::PathBuf)> {
-    let root = match &settings.kernel.cgroup_root {
-        Some(root) => root.clone(),
-        None => cgroup::root()?,
-    };
-    let own = cgroup::of_process(std::process::id())?;
-    if own != "/" {
-        return Ok((own, root));
-    }
-    let path = root.join(&settings.kernel.daemon_cgroup);
-    std::fs::create_dir_all(&path)
-        .and_then(|()| std::fs::write(path.join("cgroup.procs"), std::process::id().to_string()))
-        .into_diagnostic()
-        .wrap_err_with(|| format!("the daemon cannot move to its own cgroup {}", path.display()))?;
-    Ok((cgroup::of_process(std::process::id())?, root))
-}
-
 fn record_settings(settings: &Settings) -> RecordSettings {
     let mut record = RecordSettings::new(settings.record_dir());
     if let Some(bytes) = settings.record.segment_bytes {
         record.segment_bytes = bytes;
     }
     record
-}
-
-/// The system's roots and the runtime CA in one file, put in place whole.
-fn bundle(settings: &Settings, ca: &str) -> miette::Result<()> {
-    let mut pem = String::new();
-    let found = rustls_native_certs::load_native_certs();
-    for error in &found.errors {
-        tracing::warn!(%error, "a system certificate cannot be read");
-    }
-    for certificate in &found.certs {
-        pem.push_str(&pem_block(certificate));
-    }
-    pem.push_str(ca);
-    let path = settings.bundle_file();
-    let temporary = path.with_extension("new");
-    std::fs::write(&temporary, pem)
-        .and_then(|()| std::fs::set_permissions(&temporary, std::fs::Permissions::from_mode(0o644)))
-        .and_then(|()| std::fs::rename(&temporary, &path))
-        .into_diagnostic()
-        .wrap_err_with(|| format!("cannot write {}", path.display()))
-}
-
-/// RFC 7468.
-fn pem_block(der: &[u8]) -> String {
-    let text = data_encoding::BASE64.encode(der);
-    let mut out = String::from("-----BEGIN CERTIFICATE-----\n");
-    for line in text.as_bytes().chunks(64) {
-        // Base64 is ASCII.
-        out.push_str(&String::from_utf8_lossy(line));
-        out.push('\n');
-    }
-    out.push_str("-----END CERTIFICATE-----\n");
-    out
-}
-
-fn folder(path: &Path, mode: u32) -> miette::Result<()> {
-    std::fs::DirBuilder::new()
-        .recursive(true)
-        .mode(mode)
-        .create(path)
-        .and_then(|()| std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)))
-        .into_diagnostic()
-        .wrap_err_with(|| format!("cannot make folder {}", path.display()))
 }
 
 fn mask_key() -> miette::Result<[u8; 32]> {

@@ -84,6 +84,7 @@ impl Lifecycle {
             return Err(Failure::new(Code::Denied, message).help(format!("start it in `{}`", workload.cgroup)));
         }
         asked::may_launch(caller.peer.uid, workload)?;
+        asked::is_another(caller.peer.uid, asked.user.as_deref())?;
         let intent = asked::intent(&asked, workload)?;
         let ttl = asked::ttl(asked.ttl_seconds, workload)?;
         if asked.command.is_empty() || asked.command.iter().map(String::len).sum::<usize>() > MAX_COMMAND {

@@ -29,6 +29,7 @@ mod unix;
 
 pub use error::{BpfError, Problem, Remedy};
 pub use origin::{Origin, OriginError};
+pub use pins::Pins;
 pub use portcullis_ebpf::{HEARTBEAT_STALE_NS, Reason};
 pub use probe::{Probe, Probed, probe};
 pub use refusals::{Refusal, Refusals, WatchedRefusals};
@@ -52,7 +53,6 @@ use self::{
     hooks::{GOVERNED, Loaded, OWN, REDIRECTS, Side},
     lsm::Lsm,
     maps::{Maps, absent_is_fine, is_not_found, lock},
-    pins::Pins,
     sys::Attached,
 };
 use crate::identity::cgroup_id;
@@ -117,13 +117,18 @@ struct Own {
 }
 
 impl Kernel {
+    /// Opens its folder of pins, and then as [`Kernel::open_in`].
+    pub fn open(settings: &KernelSettings) -> Result<Self, BpfError> {
+        Self::open_in(settings, Pins::open(&settings.pin_dir())?)
+    }
+
     /// Loads the programs, takes over what an earlier daemon left pinned, and forgets its sessions. Nothing is let
     /// through before [`Kernel::set_enforcer`] and the first [`Kernel::heartbeat`].
-    pub fn open(settings: &KernelSettings) -> Result<Self, BpfError> {
+    pub fn open_in(settings: &KernelSettings, mut pins: Pins) -> Result<Self, BpfError> {
         if OBJECT.is_empty() {
             return Err(BpfError::NotBuilt);
         }
-        let pins = Pins::open(&settings.pin_dir())?;
+        pins.lay_out()?;
         let types = Btf::from_sys_fs().ok();
         let mut loader = EbpfLoader::new();
         loader.btf(types.as_ref());

@@ -11,11 +11,11 @@
 //! `verify` says so.
 
 use std::{
-    fs::{self, DirBuilder, File},
+    fs::{self, DirBuilder, File, OpenOptions},
     io,
     os::{
-        fd::OwnedFd,
-        unix::fs::{DirBuilderExt, MetadataExt},
+        fd::{AsRawFd, OwnedFd},
+        unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt},
     },
     path::{Path, PathBuf},
 };
@@ -37,21 +37,21 @@ const HOST_BPFFS: &str = "/sys/fs/bpf";
 
 /// The pins of one daemon, locked as long as this lives.
 #[derive(Debug)]
-pub(super) struct Pins {
+pub struct Pins {
+    /// Its name.
     dir: PathBuf,
     is_private: bool,
-    _lock: Flock<File>,
+    /// Found once, by root: a host's bpffs lets nobody else look for a name in it.
+    folder: File,
+    /// `None` until it is the folder's owner who holds this.
+    lock: Option<Flock<File>>,
 }
 
 impl Pins {
-    /// Opens the folder, making it and a bpffs for it where needed.
-    pub(super) fn open(dir: &Path) -> Result<Self, BpfError> {
+    /// Opens the folder, making it and a bpffs for it where needed, which takes root. Afterwards it must be the folder of
+    /// whoever calls [`super::Kernel::open_in`].
+    pub fn open(dir: &Path) -> Result<Self, BpfError> {
         let failed = |source| BpfError::Pins { dir: dir.to_owned(), source };
-        let builder = || {
-            let mut builder = DirBuilder::new();
-            builder.recursive(true).mode(0o700);
-            builder
-        };
         builder().create(dir).map_err(failed)?;
         if !is_bpffs(dir).map_err(failed)? {
             nix::mount::mount(
@@ -63,22 +63,47 @@ impl Pins {
             )
             .map_err(|e| failed(e.into()))?;
         }
-        let lock = File::open(dir).map_err(failed)?;
-        let lock = Flock::lock(lock, FlockArg::LockExclusiveNonblock).map_err(|(_, e)| match e {
-            Errno::EWOULDBLOCK => BpfError::InUse { dir: dir.to_owned() },
-            e => failed(e.into()),
-        })?;
+        let folder = OpenOptions::new().read(true).custom_flags(libc::O_PATH | libc::O_DIRECTORY).open(dir);
         let is_private = is_mount(dir).map_err(failed)? && in_own_mount_namespace();
-        let pins = Self { dir: dir.to_owned(), is_private, _lock: lock };
-        builder().create(pins.maps()).map_err(failed)?;
-        builder().create(pins.links(Side::Governed)).map_err(failed)?;
-        builder().create(pins.links(Side::Own)).map_err(failed)?;
-        builder().create(pins.lsm()).map_err(failed)?;
+        let mut pins = Self { dir: dir.to_owned(), is_private, folder: folder.map_err(failed)?, lock: None };
+        match pins.lock() {
+            // A service's root may not look into the folder of the user that the daemon will be.
+            Err(BpfError::Pins { source, .. }) if source.kind() == io::ErrorKind::PermissionDenied => {}
+            locked => locked?,
+        }
         Ok(pins)
     }
 
-    pub(super) fn dir(&self) -> &Path {
+    fn lock(&mut self) -> Result<(), BpfError> {
+        let failed = |source| BpfError::Pins { dir: self.dir.clone(), source };
+        let lock = File::open(self.here()).map_err(failed)?;
+        let lock = Flock::lock(lock, FlockArg::LockExclusiveNonblock).map_err(|(_, e)| match e {
+            Errno::EWOULDBLOCK => BpfError::InUse { dir: self.dir.clone() },
+            e => failed(e.into()),
+        })?;
+        self.lock = Some(lock);
+        Ok(())
+    }
+
+    /// Makes the folders in it.
+    pub(super) fn lay_out(&mut self) -> Result<(), BpfError> {
+        if self.lock.is_none() {
+            self.lock()?;
+        }
+        [self.maps(), self.links(Side::Governed), self.links(Side::Own), self.lsm()]
+            .iter()
+            .try_for_each(|folder| builder().create(folder))
+            .map_err(|source| BpfError::Pins { dir: self.dir.clone(), source })
+    }
+
+    /// The folder's name.
+    pub fn dir(&self) -> &Path {
         &self.dir
+    }
+
+    /// The folder by our descriptor.
+    fn here(&self) -> PathBuf {
+        PathBuf::from(format!("/proc/self/fd/{}", self.folder.as_raw_fd()))
     }
 
     /// Where a map of this layout is pinned.
@@ -150,7 +175,7 @@ impl Pins {
     /// Removes maps of other layouts, which no program uses any more.
     pub(super) fn drop_other_layouts(&self) -> io::Result<()> {
         let maps = self.maps();
-        for entry in fs::read_dir(&self.dir)? {
+        for entry in fs::read_dir(self.here())? {
             let entry = entry?;
             // A bpffs that was just mounted has files of the kernel's own.
             if entry.path() != maps && entry.file_name().to_string_lossy().starts_with("maps_") {
@@ -166,15 +191,15 @@ impl Pins {
     }
 
     fn maps(&self) -> PathBuf {
-        self.dir.join(format!("maps_{}", portcullis_ebpf::LAYOUT))
+        self.here().join(format!("maps_{}", portcullis_ebpf::LAYOUT))
     }
 
     fn lsm(&self) -> PathBuf {
-        self.dir.join("lsm")
+        self.here().join("lsm")
     }
 
     fn links(&self, side: Side) -> PathBuf {
-        self.dir.join(match side {
+        self.here().join(match side {
             Side::Governed => "links",
             Side::Own => "own",
         })
@@ -183,6 +208,12 @@ impl Pins {
     fn link_path(&self, cgroup: u64, hook: Hook) -> PathBuf {
         self.links(hook.side).join(cgroup.to_string()).join(hook.name)
     }
+}
+
+fn builder() -> DirBuilder {
+    let mut builder = DirBuilder::new();
+    builder.recursive(true).mode(0o700);
+    builder
 }
 
 /// Where pins go when the settings do not say: the host's bpffs, in a folder named after the runtime folder so that

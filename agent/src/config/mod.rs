@@ -39,6 +39,8 @@ pub struct Settings {
     pub runtime_dir: PathBuf,
     /// Who decides a hold whose rule names nobody.
     pub reviewers: Vec<Reviewer>,
+    /// The daemon's process.
+    pub daemon: DaemonSection,
     /// Where redirected connections arrive.
     pub listen: Listen,
     /// What the kernel side needs.
@@ -62,6 +64,7 @@ impl Default for Settings {
             state_dir: "/var/lib/portcullis".into(),
             runtime_dir: "/run/portcullis".into(),
             reviewers: vec![Reviewer::Group("portcullis".into())],
+            daemon: DaemonSection::default(),
             listen: Listen::default(),
             kernel: KernelSection::default(),
             log: Log::default(),
@@ -103,6 +106,15 @@ impl Settings {
     pub fn bundle_file(&self) -> PathBuf {
         self.runtime_dir.join("ca-bundle.pem")
     }
+}
+
+/// The daemon's process.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct DaemonSection {
+    /// The user that it runs as once it has started, by name or number; it must exist if it is named. Where absent:
+    /// `portcullis` if there is one, else root.
+    pub user: Option<String>,
 }
 
 /// Where redirected connections arrive. Loopback only: a port that others can reach is a road in.

@@ -38,6 +38,8 @@ fn every_key_is_taken() {
         state_dir = "/t/s"
         runtime_dir = "/t/r"
         reviewers = ["user:ann", "group:dba"]
+        [daemon]
+        user = "house"
         [listen]
         v4 = "127.0.0.5:0"
         v6 = "off"
@@ -69,6 +71,7 @@ fn every_key_is_taken() {
     assert_eq!(settings.listen.v4.to_string(), "127.0.0.5:0");
     assert_eq!(settings.listen.v6, None);
     assert_eq!(settings.sessions.uids, Some(UidRange { first: 59_000, last: 59_999 }));
+    assert_eq!(settings.daemon.user.as_deref(), Some("house"));
     assert_eq!(settings.limits.drain, Duration::from_secs(90));
     assert_eq!(settings.record_dir(), Path::new("/t/rec"));
     assert_eq!(settings.control.operators, [Reviewer::User("bob".into())]);

@@ -20,6 +20,11 @@ pub struct UidRange {
 }
 
 impl UidRange {
+    /// Whether it is one of them.
+    pub fn has(self, uid: u32) -> bool {
+        (self.first..=self.last).contains(&uid)
+    }
+
     /// All of them, beginning behind `last`.
     pub fn after(self, last: Option<u32>) -> impl Iterator<Item = u32> {
         let start = last.and_then(|last| last.checked_add(1)).filter(|next| (self.first..=self.last).contains(next));

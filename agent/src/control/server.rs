@@ -104,7 +104,7 @@ impl Replies<'_> {
 /// The listening socket.
 #[derive(Debug)]
 pub struct Server {
-    listener: UnixListener,
+    listener: std::os::unix::net::UnixListener,
     path: PathBuf,
     max_request: usize,
 }
@@ -145,7 +145,8 @@ impl Server {
         let _ = std::fs::remove_dir_all(folder);
         std::fs::DirBuilder::new().mode(0o700).create(folder).map_err(wrong)?;
         let bound = (|| {
-            let listener = UnixListener::bind(&private)?;
+            let listener = std::os::unix::net::UnixListener::bind(&private)?;
+            listener.set_nonblocking(true)?;
             let owner = nix::unistd::Group::from_name(group).ok().flatten().map(|group| group.gid.as_raw());
             if let Some(gid) = owner {
                 chown(&private, None, Some(gid))?;
@@ -168,11 +169,15 @@ impl Server {
     /// Serves until `stop`.
     pub async fn run(self, desk: Arc<dyn Desk>, fence: Arc<dyn Fence>, stop: CancellationToken) {
         let seats = Arc::new(Seats::default());
+        let listener = match UnixListener::from_std(self.listener) {
+            Ok(listener) => listener,
+            Err(error) => return tracing::error!(%error, "the control socket cannot be served"),
+        };
         loop {
             let accepted = tokio::select! {
                 biased;
                 () = stop.cancelled() => break,
-                accepted = self.listener.accept() => accepted,
+                accepted = listener.accept() => accepted,
             };
             let stream = match accepted {
                 Ok((stream, _)) => stream,

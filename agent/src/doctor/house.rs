@@ -30,6 +30,7 @@ pub fn findings(settings: &Settings, status: &StatusView, examined: &Examined) -
     all.push(policies(settings, status));
     all.push(space(&settings.state_dir));
     all.push(permissions(settings, status.pid, examined));
+    all.push(user(status.pid));
     all
 }
 
@@ -211,8 +212,23 @@ fn space(state: &Path) -> Finding {
     Finding::closed(CHECK, format!("{shown}, {} MiB free", free >> 20))
 }
 
+fn user(daemon: u32) -> Finding {
+    const CHECK: &str = "user of the daemon";
+    match crate::identity::process_facts(daemon) {
+        facts if facts.pid == 0 => Finding::open(CHECK, "it is gone", "everything is refused", "start the daemon"),
+        facts if facts.uid == 0 => Finding::open(
+            CHECK,
+            "it runs as root",
+            "whoever takes it over by what it is sent has the host",
+            "make a user `portcullis` (deploy/portcullis.sysusers), or name one as `user` in `[daemon]`, and restart it",
+        ),
+        facts => Finding::closed(CHECK, format!("{}, with a helper that stays root", facts.uid)),
+    }
+}
+
 fn permissions(settings: &Settings, daemon: u32, examined: &Examined) -> Finding {
-    let owner = fs::metadata(format!("/proc/{daemon}")).map_or(0, |process| process.uid());
+    // Its folder in proc is root's: it cannot be dumped.
+    let owner = crate::identity::process_facts(daemon).uid;
     let socket = settings.control_socket();
     // What others may do to each, as a mask of what they must not.
     let mut wrong = Vec::new();

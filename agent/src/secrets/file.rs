@@ -3,39 +3,58 @@
 use std::{
     ffi::OsStr,
     fs::{File, OpenOptions},
-    io::Read,
+    io::{self, Read},
     os::unix::fs::{MetadataExt, OpenOptionsExt},
     path::{Component, Path, PathBuf},
+    sync::Arc,
 };
 
 use futures_util::future::BoxFuture;
 use zeroize::Zeroizing;
 
-use super::{Lease, SecretError, SecretFault, SecretSource, VALUE_MAX, value_of};
+use super::{Lease, Opener, SecretError, SecretFault, SecretSource, VALUE_MAX, value_of};
 use crate::policy::{CredentialRef, CredentialSource};
 
 /// The whole file is the password, one trailing newline excepted.
 pub(super) struct FileSource {
     directory: Option<PathBuf>,
+    opener: Option<Arc<Opener>>,
 }
 
 impl FileSource {
     pub(super) fn new(directory: Option<PathBuf>) -> Self {
-        Self { directory }
+        Self { directory, opener: None }
     }
 
-    fn resolve(&self, path: &Path) -> Result<PathBuf, SecretFault> {
-        if path.is_absolute() {
-            return Ok(path.to_owned());
-        }
-        if path.components().any(|c| c == Component::ParentDir || c.as_os_str() == OsStr::new("")) {
-            return Err(SecretFault::Escapes { path: path.to_owned() });
-        }
-        match &self.directory {
-            Some(directory) if directory.is_absolute() => Ok(directory.join(path)),
-            _ => Err(SecretFault::NoDirectory { path: path.to_owned() }),
-        }
+    pub(super) fn opened_by(self, opener: Arc<Opener>) -> Self {
+        Self { opener: Some(opener), ..self }
     }
+}
+
+/// Where a credential's file is; relative ones are in `directory`.
+///
+/// # Errors
+/// It is relative and leads out of there, or there is none.
+pub fn resolve(directory: Option<&Path>, path: &Path) -> Result<PathBuf, SecretFault> {
+    if path.is_absolute() {
+        return Ok(path.to_owned());
+    }
+    if path.components().any(|c| c == Component::ParentDir || c.as_os_str() == OsStr::new("")) {
+        return Err(SecretFault::Escapes { path: path.to_owned() });
+    }
+    match directory {
+        Some(directory) if directory.is_absolute() => Ok(directory.join(path)),
+        _ => Err(SecretFault::NoDirectory { path: path.to_owned() }),
+    }
+}
+
+/// Opens a credential's file: for reading, without waiting for anybody.
+///
+/// # Errors
+/// The kernel refuses.
+pub fn open(path: &Path) -> io::Result<File> {
+    // Without O_NONBLOCK, opening a FIFO would wait for its writer.
+    OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK | libc::O_CLOEXEC).open(path)
 }
 
 impl SecretSource for FileSource {
@@ -45,9 +64,9 @@ impl SecretSource for FileSource {
                 return Err(SecretError::new(credential, SecretFault::Empty));
             };
             let read = async {
-                let path = self.resolve(path)?;
+                let (path, opener) = (resolve(self.directory.as_deref(), path)?, self.opener.clone());
                 // A file may be on a slow or hung file system, which must not stop other sessions.
-                let read = tokio::task::spawn_blocking(move || read(path));
+                let read = tokio::task::spawn_blocking(move || read(path, opener.as_deref()));
                 value_of(read.await.map_err(|_| SecretFault::Empty)??)
             };
             let password = read.await.map_err(|fault| SecretError::new(credential, fault))?;
@@ -56,11 +75,17 @@ impl SecretSource for FileSource {
     }
 }
 
-pub(super) fn read(path: PathBuf) -> Result<Zeroizing<Vec<u8>>, SecretFault> {
-    // Without O_NONBLOCK, opening a FIFO would wait for its writer.
-    let opened = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK | libc::O_CLOEXEC).open(&path);
+pub(super) fn read(path: PathBuf, opener: Option<&Opener>) -> Result<Zeroizing<Vec<u8>>, SecretFault> {
+    let forbidden = |error: &io::Error| error.kind() == io::ErrorKind::PermissionDenied;
+    let opened = match (open(&path), opener) {
+        (Err(error), Some(opener)) if forbidden(&error) => opener(&path),
+        (opened, _) => opened,
+    };
     let mut file = match opened {
         Ok(file) => file,
+        Err(error) if forbidden(&error) => {
+            return Err(SecretFault::Forbidden { path, uid: nix::unistd::geteuid().as_raw() });
+        }
         Err(source) => return Err(SecretFault::Read { path, source }),
     };
     check(&file, &path)?;

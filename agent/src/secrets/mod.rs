@@ -7,13 +7,13 @@
 //! login, and what the agent is told is the same for every cause.
 
 mod exec;
-mod file;
+pub mod file;
 #[cfg(test)]
 #[expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 mod tests;
 
 use std::{
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
 };
 
@@ -30,6 +30,9 @@ use crate::{
 const KNOWN_MAX: usize = 1024;
 /// The longest secret value, in bytes.
 const VALUE_MAX: usize = 64 * 1024;
+
+/// Opens a file of a credential for a daemon whose user may not. May block.
+pub type Opener = dyn Fn(&Path) -> std::io::Result<std::fs::File> + Send + Sync;
 
 /// A credential for one login.
 #[derive(Debug)]
@@ -104,6 +107,14 @@ pub enum SecretFault {
         path: PathBuf,
         /// What the kernel said.
         source: std::io::Error,
+    },
+    /// The daemon's user may not read the file.
+    #[error("`{}` cannot be read by the daemon's user (uid {uid}); run: chown {uid} {}", path.display(), path.display())]
+    Forbidden {
+        /// The path.
+        path: PathBuf,
+        /// The user.
+        uid: u32,
     },
     /// The path is not that of a regular file.
     #[error("`{}` is not a regular file", path.display())]
@@ -217,6 +228,11 @@ impl Secrets {
         }
     }
 
+    /// Has another open the files that the daemon's user may not read.
+    pub fn opened_by(self, opener: Arc<Opener>) -> Self {
+        Self { file: self.file.opened_by(opener), ..self }
+    }
+
     /// Fetches the credential for one login.
     pub async fn lease(&self, credential: &CredentialRef) -> Result<Lease, SecretError> {
         let source: &dyn SecretSource = match credential.source {
@@ -262,8 +278,8 @@ impl SecretSource for Secrets {
 }
 
 /// Reads a file that must be as private as a credential's: a client certificate's key. Blocks.
-pub(crate) fn read_private(path: &std::path::Path) -> Result<zeroize::Zeroizing<Vec<u8>>, SecretFault> {
-    file::read(path.to_owned())
+pub(crate) fn read_private(path: &Path) -> Result<zeroize::Zeroizing<Vec<u8>>, SecretFault> {
+    file::read(path.to_owned(), None)
 }
 
 /// Takes one trailing newline away and checks that the rest is a usable value.

@@ -11,8 +11,8 @@ use crate::launch;
 
 /// To enter a session's network namespace, to see whose it is and which program a process runs, to take a port there that
 /// is below 1024, to make a cgroup in the root of the tree, which not even its owner may write, and to move a process that
-/// has more powers than this one where the cpuset controller is on. That a cgroup's files are root's is all that the rest
-/// needs. Where the service manager gave less, less is kept.
+/// has more powers than this one where the cpuset controller is on. That a cgroup's files, and those of credentials, are
+/// root's is all that the rest needs. Where the service manager gave less, less is kept.
 const KEPT: [Capability; 5] = [
     Capability::CAP_SYS_ADMIN,
     Capability::CAP_SYS_PTRACE,

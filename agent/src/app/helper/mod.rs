@@ -14,12 +14,12 @@
 //!   each and once: what is moved loses every road and gains none. One that is governed already is not moved;
 //! - kill or freeze the processes of any session, and remove the cgroups of those that have none;
 //! - listen on the daemon's own addresses in a network namespace in which a session has processes;
+//! - read the files that policies name as credentials, which are the daemon's to use;
 //! - learn which program a governed process runs.
 //!
 //! What it cannot: reach a cgroup beside or above the governed ones, be led out by `..`, by a link or by a mount; move,
 //! kill or freeze a process of the host's by its number; take a process out of its session; move one from session to
-//! session; write any other file; start a program; open a socket elsewhere; have a descriptor opened for it but of such a
-//! listener. A message that is too long or not understood ends the conversation, and so both.
+//! session; read or write any other file; start a program; open a socket elsewhere. A message that is too long or not understood ends the conversation, and so both.
 
 mod cgroups;
 mod channel;
@@ -198,6 +198,19 @@ impl Helper {
         match answer {
             Answer::Listening {} => Ok(with.into_iter().map(TcpListener::from).collect()),
             other => Err(self.broken(&other)),
+        }
+    }
+
+    /// Opens a credential's file that a policy names.
+    ///
+    /// # Errors
+    /// It does not, or cannot.
+    pub(super) fn credential(&self, path: &Path) -> io::Result<std::fs::File> {
+        let denied = |error| io::Error::new(io::ErrorKind::PermissionDenied, error);
+        let (answer, mut with) = self.ask(&Request::Credential { path: path.into() }, &[]).map_err(denied)?;
+        match (answer, with.pop()) {
+            (Answer::Opened {}, Some(file)) => Ok(file.into()),
+            (other, _) => Err(denied(self.broken(&other))),
         }
     }
 

@@ -23,6 +23,8 @@ pub(in crate::app) struct Setup {
     pub(super) policy_dir: PathBuf,
     /// The name under which the control socket was bound: what it is called by its connections.
     pub(super) control: PathBuf,
+    /// `$CREDENTIALS_DIRECTORY`.
+    pub(super) credentials: Option<PathBuf>,
     /// Where listeners in other network namespaces listen.
     pub(super) addresses: Vec<SocketAddr>,
     /// Most cgroups of sessions at once.
@@ -39,6 +41,7 @@ impl Setup {
             cgroup_root: root.to_owned(),
             policy_dir: settings.policy_dir.clone(),
             control,
+            credentials: std::env::var_os("CREDENTIALS_DIRECTORY").map(PathBuf::from),
             addresses,
             // Those that ended may linger until their last process is gone.
             sessions: settings.limits.sessions.saturating_mul(2),
@@ -98,6 +101,11 @@ pub(super) enum Request {
         /// Which namespace.
         namespace: NamespaceId,
     },
+    /// Open a file that a policy names as a credential. Answer: [`Answer::Opened`], with it.
+    Credential {
+        /// Which.
+        path: PathBuf,
+    },
     /// The program of a process in a governed cgroup. Answer: [`Answer::Executable`].
     Executable {
         /// Which process.
@@ -132,6 +140,8 @@ pub(super) enum Answer {
     },
     /// The sockets are with the message.
     Listening {},
+    /// The file is with the message.
+    Opened {},
     /// Its path, where it can be told.
     Executable {
         /// As `/proc/PID/exe` has it.

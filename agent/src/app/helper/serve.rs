@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    fs::File,
     io,
     net::TcpListener,
     os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
@@ -29,7 +30,8 @@ use crate::{
     control::peer::Peer,
     identity,
     net::namespace::{Namespace, NamespaceId},
-    policy::PolicySet,
+    policy::{CredentialSource, PolicySet, UpstreamSpec},
+    secrets,
 };
 
 /// Most network namespaces of one session.
@@ -128,6 +130,10 @@ impl Serving {
             Request::Listen { cgroup, namespace } => {
                 with = self.listen(&cgroup, namespace)?.into_iter().map(OwnedFd::from).collect();
                 Answer::Listening {}
+            }
+            Request::Credential { path } => {
+                with = vec![self.credential(&path)?.into()];
+                Answer::Opened {}
             }
             Request::Executable { pid } => Answer::Executable { path: self.executable(pid) },
         };
@@ -307,6 +313,21 @@ impl Serving {
             }
         }
         Ok(listeners)
+    }
+
+    /// Of those that the policies name, by whatever they name them.
+    fn credential(&self, path: &Path) -> Result<File, Failed> {
+        let named = self.policies.iter().flat_map(|set| set.policies()).flat_map(|policy| policy.upstreams());
+        let is_it = |upstream: &UpstreamSpec| match &upstream.credential.source {
+            CredentialSource::File { path: file } => {
+                secrets::file::resolve(self.setup.credentials.as_deref(), file).is_ok_and(|file| file == path)
+            }
+            _ => false,
+        };
+        if !named.into_iter().any(|upstream| is_it(upstream)) {
+            return Err(Failed::new(format!("no policy names {} as a credential", path.display())));
+        }
+        secrets::file::open(path).map_err(|error| Failed::new(format!("cannot open {}: {error}", path.display())))
     }
 
     /// Of no process but a governed one, before and after it was read.

@@ -106,8 +106,8 @@ pub(super) fn filters(unix: UnixHooks) -> Result<Vec<BpfProgram>, seccompiler::E
     ])
 }
 
-/// What the daemon keeps of these once it serves: its programs in the kernel, and the namespaces of sessions.
-const DAEMON: &[libc::c_long] = &[libc::SYS_bpf, libc::SYS_setns];
+/// What the daemon keeps of these once it serves: its programs in the kernel.
+const DAEMON: &[libc::c_long] = &[libc::SYS_bpf];
 
 /// The daemon's own: it asks the kernel for sockets' cgroups over netlink.
 const DAEMON_FAMILIES: [i32; 4] = [libc::AF_UNIX, libc::AF_INET, libc::AF_INET6, libc::AF_NETLINK];

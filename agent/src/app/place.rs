@@ -1,0 +1,170 @@
+//! What a daemon is given and makes for itself while it is root: its cgroup, its sockets, its folders, its helper. What is
+//! in the runtime folder stays root's: launchers mount there, and whoever could exchange it could lead them astray.
+
+use std::{
+    io,
+    net::{SocketAddr, TcpListener},
+    os::unix::fs::{DirBuilderExt, PermissionsExt},
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use miette::{IntoDiagnostic, WrapErr};
+
+use super::{
+    harden,
+    helper::{self, Helper},
+    privileges::{self, OwnUser},
+};
+use crate::{
+    bpf::{KernelSettings, Pins},
+    config::{Settings, cgroup},
+    control::server::Server,
+    net::RuntimeCa,
+};
+
+/// How long the runtime CA is valid. A new one is made at each start.
+const CA_VALIDITY: Duration = Duration::from_secs(365 * 24 * 3600);
+
+/// Where a daemon is, and what it has.
+pub(super) struct Place {
+    /// Its cgroup, as `/a/b`.
+    pub(super) own: String,
+    /// Mount of the cgroup2 tree.
+    pub(super) root: PathBuf,
+    pub(super) listeners: Vec<TcpListener>,
+    pub(super) addresses: Vec<SocketAddr>,
+    pub(super) helper: Arc<Helper>,
+    pub(super) control: Server,
+    pub(super) ca: Arc<RuntimeCa>,
+    pub(super) pins: Pins,
+}
+
+impl Place {
+    /// Makes all of it, for a daemon that is to be this user. Needs root, and a process of a single thread.
+    pub(super) fn prepare(settings: &Settings, listeners: Vec<TcpListener>, user: &OwnUser) -> miette::Result<Self> {
+        let (own, root) = own_cgroup(settings)?;
+        let addresses: Vec<SocketAddr> =
+            listeners.iter().map(TcpListener::local_addr).collect::<io::Result<_>>().into_diagnostic()?;
+        let socket = settings.control_socket();
+        let setup = helper::Setup::new(settings, &root, Server::bound_at(&socket), addresses.clone());
+        // Before there is a secret in this process.
+        let helper = Arc::new(Helper::start(&setup)?);
+
+        folder(&settings.runtime_dir, 0o755)?;
+        folder(&settings.sockets_dir(), 0o755)?;
+        let control = Server::bind(&socket, &settings.control.group, settings.control.max_request)?;
+        let ca = Arc::new(RuntimeCa::new(CA_VALIDITY).into_diagnostic()?);
+        ca.write_certificate(&settings.ca_file()).into_diagnostic()?;
+        bundle(settings, &ca.certificate_pem())?;
+
+        // Locked before it is given away, so that it is no other daemon's.
+        let pins = Pins::open(&kernel_settings(settings, &root).pin_dir());
+        let pins = pins.into_diagnostic().wrap_err("the kernel side cannot be loaded")?;
+        privileges::give(pins.dir(), &[pins.dir()], user)?;
+        let (record, sessions) = (settings.record_dir(), settings.sessions_dir());
+        privileges::give(&settings.state_dir, &[&record, &sessions], user)?;
+        if !record.starts_with(&settings.state_dir) {
+            privileges::give(&record, &[&record], user)?;
+        }
+        if user.is_root() {
+            keep_from_others(&settings.state_dir)?;
+        }
+        Ok(Self { own, root, listeners, addresses, helper, control, ca, pins })
+    }
+
+    /// Leaves root behind for good.
+    pub(super) fn leave(&self, settings: &Settings, user: &OwnUser) -> miette::Result<()> {
+        privileges::become_user(user)?;
+        // Its owner may.
+        keep_from_others(&settings.state_dir)?;
+        let record = settings.record_dir();
+        // What a program that it asks for credentials may leave somewhere is its own affair.
+        let mut writable = vec![settings.state_dir.as_path(), record.as_path(), self.pins.dir()];
+        writable.extend(user.home());
+        writable.extend([Path::new("/tmp"), Path::new("/var/tmp")]);
+        if let Some(lack) = harden::files(&writable) {
+            tracing::warn!("{lack}");
+        }
+        tracing::info!(user = user.name, "root is left behind");
+        Ok(())
+    }
+}
+
+/// What the kernel side needs to know.
+pub(super) fn kernel_settings(settings: &Settings, root: &Path) -> KernelSettings {
+    KernelSettings {
+        pin_dir: settings.kernel.pin_dir.clone(),
+        runtime_dir: settings.runtime_dir.clone(),
+        cgroup_root: root.to_owned(),
+    }
+}
+
+/// The daemon's cgroup, and the mount of the tree. A daemon in the root cgroup moves to one of its own: hooks on the
+/// root would see the whole host.
+pub(super) fn own_cgroup(settings: &Settings) -> miette::Result<(String, PathBuf)> {
+    let root = match &settings.kernel.cgroup_root {
+        Some(root) => root.clone(),
+        None => cgroup::root()?,
+    };
+    let own = cgroup::of_process(std::process::id())?;
+    if own != "/" {
+        return Ok((own, root));
+    }
+    let path = root.join(&settings.kernel.daemon_cgroup);
+    std::fs::create_dir_all(&path)
+        .and_then(|()| std::fs::write(path.join("cgroup.procs"), std::process::id().to_string()))
+        .into_diagnostic()
+        .wrap_err_with(|| format!("the daemon cannot move to its own cgroup {}", path.display()))?;
+    Ok((cgroup::of_process(std::process::id())?, root))
+}
+
+/// The system's roots and the runtime CA in one file, put in place whole.
+fn bundle(settings: &Settings, ca: &str) -> miette::Result<()> {
+    let mut pem = String::new();
+    let found = rustls_native_certs::load_native_certs();
+    for error in &found.errors {
+        tracing::warn!(%error, "a system certificate cannot be read");
+    }
+    for certificate in &found.certs {
+        pem.push_str(&pem_block(certificate));
+    }
+    pem.push_str(ca);
+    let path = settings.bundle_file();
+    let temporary = path.with_extension("new");
+    std::fs::write(&temporary, pem)
+        .and_then(|()| std::fs::set_permissions(&temporary, std::fs::Permissions::from_mode(0o644)))
+        .and_then(|()| std::fs::rename(&temporary, &path))
+        .into_diagnostic()
+        .wrap_err_with(|| format!("cannot write {}", path.display()))
+}
+
+/// RFC 7468.
+fn pem_block(der: &[u8]) -> String {
+    let text = data_encoding::BASE64.encode(der);
+    let mut out = String::from("-----BEGIN CERTIFICATE-----\n");
+    for line in text.as_bytes().chunks(64) {
+        // Base64 is ASCII.
+        out.push_str(&String::from_utf8_lossy(line));
+        out.push('\n');
+    }
+    out.push_str("-----END CERTIFICATE-----\n");
+    out
+}
+
+fn keep_from_others(folder: &Path) -> miette::Result<()> {
+    std::fs::set_permissions(folder, std::fs::Permissions::from_mode(0o700))
+        .into_diagnostic()
+        .wrap_err_with(|| format!("cannot keep {} from others", folder.display()))
+}
+
+fn folder(path: &Path, mode: u32) -> miette::Result<()> {
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(mode)
+        .create(path)
+        .and_then(|()| std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)))
+        .into_diagnostic()
+        .wrap_err_with(|| format!("cannot make folder {}", path.display()))
+}
