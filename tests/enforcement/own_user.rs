@@ -143,3 +143,34 @@ fn a_daemon_that_was_root_takes_its_files_along_and_back() {
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(!output.status.success() && said.contains("cannot run as the daemon's own user"), "{said}");
 }
+
+#[test]
+fn the_capabilities_of_the_packaged_service_suffice() {
+    let unit = include_str!("../../deploy/portcullis.service");
+    let set = unit.lines().find_map(|line| line.strip_prefix("CapabilityBoundingSet=")).expect("a set");
+    let set: String =
+        set.split(' ').map(|name| format!(",+{}", name.trim_start_matches("CAP_").to_lowercase())).collect();
+    let server = Postgres::start().expect("a server");
+    let mut daemon = Daemon::start(&server, SHOP_POLICY).expect("a daemon");
+    let database = format!("host=127.0.0.1 port={} dbname=shop user=agent", server.port);
+    let psql = ["-X", "-A", "-t", &database, "-c", "SELECT 41 + 1"];
+    // First of a folder that is root's, as before an upgrade, then of one that is the daemon's. Where systemd runs, the
+    // slices and bpffs are there, as they are here by now.
+    daemon.stop().expect("it ends");
+    set_user(&daemon, &DAEMON.to_string(), "root");
+    daemon.launch().expect("it starts");
+    daemon.stop().expect("it ends");
+    set_user(&daemon, "root", &DAEMON.to_string());
+    // The supervisor stands for systemd here, which may signal the daemon.
+    let bounding = format!("-all{set},+kill");
+    for _ in 0..2 {
+        daemon.launch_by(&["setpriv", "--bounding-set", &bounding, "--inh-caps", "-all"]).expect("it starts");
+        let of = status(daemon.pid().expect("it runs"));
+        assert_eq!(capabilities(&of("CapEff:")), THREE);
+        let output = daemon.governed("psql", &psql).expect("a command").output().expect("it runs");
+        let said = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert_eq!(said, "42\n", "{}{}", String::from_utf8_lossy(&output.stderr), daemon.log());
+        daemon.ok(&["reload"]).expect("reloaded");
+        daemon.stop().expect("it ends");
+    }
+}
