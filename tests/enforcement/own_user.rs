@@ -33,6 +33,8 @@ fn set_user(daemon: &Daemon, from: &str, to: &str) {
 #[test]
 fn a_daemon_that_serves_is_a_user_with_three_capabilities() {
     let daemon = Daemon::start_alone(SHOP_POLICY, "").expect("a daemon");
+    // It answers a little before it has given up the last calls.
+    assert!(eventually(|| daemon.log().contains(" ready ")), "{}", daemon.log());
     let pid = daemon.pid().expect("it runs");
     for thread in fs::read_dir(format!("/proc/{pid}/task")).expect("its threads") {
         let of = status(thread.expect("a thread").file_name().to_str().expect("text").parse().expect("a number"));
