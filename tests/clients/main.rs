@@ -274,26 +274,6 @@ fn sockets_of_a_service_manager_are_taken_over() {
 }
 
 #[test]
-fn the_capabilities_of_the_unit_suffice() {
-    let unit = include_str!("../../deploy/portcullis.service");
-    let set = unit.lines().find_map(|line| line.strip_prefix("CapabilityBoundingSet=")).unwrap();
-    let kept: Vec<String> =
-        set.split(' ').map(|name| format!("+{}", name.strip_prefix("CAP_").unwrap().to_lowercase())).collect();
-    let server = Postgres::start().unwrap();
-    // The first start leaves a bpffs behind, as hosts with systemd have one: mounting takes more than the unit gives.
-    let mut daemon = Daemon::start(&server, SHOP_POLICY).unwrap();
-    daemon.kill().unwrap();
-    daemon.launch_by(&["setpriv", &format!("--bounding-set=-all,{}", kept.join(",")), "--inh-caps=-all"]).unwrap();
-    let status = std::fs::read_to_string(format!("/proc/{}/status", daemon.pid().unwrap())).unwrap();
-    let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:")).unwrap();
-    assert_eq!(u64::from_str_radix(effective.trim(), 16).unwrap().count_ones() as usize, kept.len());
-    let url = format!("host=127.0.0.1 port={} dbname=shop user=agent", server.port);
-    let output = governed(&daemon, "psql", &["-X", "-At", &url, "-c", "SELECT count(*) FROM orders"]);
-    assert_eq!(text(&output), "5000\n", "{}", daemon.log());
-    daemon.ok(&["reload"]).unwrap();
-}
-
-#[test]
 fn a_daemon_that_hangs_is_refused_until_it_goes_on() {
     let server = Postgres::start().unwrap();
     let daemon = Daemon::start(&server, SHOP_POLICY).unwrap();

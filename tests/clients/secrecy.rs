@@ -88,6 +88,8 @@ fn the_password_is_nowhere_but_in_the_daemon() {
 fn what_the_daemon_gave_up_nobody_gets_through_it() {
     let server = Postgres::start().unwrap();
     let folder = tempfile::tempdir().unwrap();
+    // The program runs as the daemon's user.
+    fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o777)).unwrap();
     let (script, log) = (folder.path().join("fetch"), folder.path().join("log"));
     let tries = format!(
         "#!/bin/sh\nexec 2>>{log}\nfor t in 'unshare -n true' 'mount -t tmpfs none /mnt' 'umount /proc' 'dmesg -C' \
