@@ -147,6 +147,10 @@ impl Kernel {
         }
         let own_programs = OWN.iter().map(|hook| hooks::load(&mut object, *hook)).collect::<Result<_, _>>()?;
         maps.reset()?;
+        // Known before the programs are: theirs take the place of an earlier daemon's at once.
+        let pinned =
+            pins.cgroups(Side::Governed).map_err(|source| BpfError::Pins { dir: pins.dir().to_owned(), source })?;
+        maps.lsm.govern_only(&pinned)?;
         let lsm = Lsm::open(&mut object, types.as_ref(), &pins, &maps.lsm, no_unix.is_some());
         let kernel = Self {
             pins,
