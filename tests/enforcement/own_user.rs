@@ -166,7 +166,12 @@ fn the_capabilities_of_the_packaged_service_suffice() {
     // The supervisor stands for systemd here, which may signal the daemon.
     let bounding = format!("-all{set},+kill");
     for _ in 0..2 {
-        daemon.launch_by(&["setpriv", "--bounding-set", &bounding, "--inh-caps", "-all"]).expect("it starts");
+        // As the unit's UMask= has it; the cgroups are made anew.
+        for cgroup in daemon.cgroups() {
+            let _ = fs::remove_dir(cgroup.join("bot"));
+        }
+        let way = "umask 0077; exec setpriv --bounding-set \"$0\" --inh-caps -all \"$@\"";
+        daemon.launch_by(&["sh", "-c", way, &bounding]).expect("it starts");
         let of = status(daemon.pid().expect("it runs"));
         assert_eq!(capabilities(&of("CapEff:")), THREE);
         let output = daemon.governed("psql", &psql).expect("a command").output().expect("it runs");

@@ -15,6 +15,7 @@ use nix::{
     sys::{
         signal::SigSet,
         socket::{SockType, UnixAddr, getpeername, getsockname, getsockopt, sockopt},
+        stat::{Mode, umask},
     },
 };
 
@@ -45,6 +46,8 @@ const MOST_NAMESPACES: usize = 256;
 pub(in crate::app) fn serve() -> miette::Result<()> {
     // Meant for the daemon, which finishes what it does first: it then closes its end.
     SigSet::all().thread_block().into_diagnostic()?;
+    // The daemon looks into cgroups made here, whatever the service's mask keeps from others.
+    umask(Mode::from_bits_truncate(0o022));
     let socket = io::stdin().as_fd().try_clone_to_owned().into_diagnostic()?;
     if getsockopt(&socket, sockopt::SockType).ok() != Some(SockType::SeqPacket) {
         return Err(miette!(help = "`portcullis daemon` starts it", "standard input is no socket of a daemon"));
