@@ -41,13 +41,20 @@ impl Installed {
             .replace("cgroup = \"portcullis.slice/bot/*\"", "cgroup = \"agents.slice/indexer.service\"\nclaim = true");
         write("/etc/portcullis/policies/bot.toml", policy.as_bytes(), 0o644);
         write("/etc/portcullis/policies/indexer.toml", unit.as_bytes(), 0o644);
-        let reloaded = run("systemctl", &["reload", "portcullis"]);
-        assert!(reloaded.status.success(), "{}", text(&reloaded));
-        let in_force = || text(&run("portcullis", &["status"])).contains("policies    bot, indexer");
-        assert!(eventually(in_force), "{}", text(&run("portcullis", &["status"])));
         let direct = TcpListener::bind("127.0.0.1:0").expect("a port");
         direct.set_nonblocking(true).expect("a listener");
-        Self { server: Some(server), direct }
+        let host = Self { server: Some(server), direct };
+        host.reload("bot, indexer");
+        host
+    }
+
+    /// Has the daemon read its policies again, and waits until it has those of just these workloads.
+    pub fn reload(&self, workloads: &str) {
+        let reloaded = run("systemctl", &["reload", "portcullis"]);
+        assert!(reloaded.status.success(), "{}", text(&reloaded));
+        let line = format!("policies    {workloads}");
+        let in_force = || text(&run("portcullis", &["status"])).contains(&line);
+        assert!(eventually(in_force), "{}", text(&run("portcullis", &["status"])));
     }
 
     pub fn server(&self) -> &Postgres {

@@ -5,6 +5,7 @@
 //! `PORTCULLIS_PACKAGES` which two versions of the package to take. The tests share the one system: one at a time.
 
 mod installed;
+mod scope;
 mod session;
 
 use std::{collections::BTreeSet, fs, process::Command};
@@ -73,7 +74,7 @@ fn a_unit_with_the_drop_in_is_governed() {
 fn a_killed_or_hung_daemon_refuses_and_recovers() {
     let host = Installed::new();
     let mut session = Session::start(&host);
-    let hammer = session.hammer();
+    let hammer = Session::hammer(&host);
     for signal in ["KILL", "STOP"] {
         let before = host.pid();
         assert!(eventually(|| hammer.counts().served > 0), "served before");
@@ -96,7 +97,7 @@ fn an_upgrade_leaves_no_moment_without_enforcement() {
     let host = Installed::new();
     let mut session = Session::start(&host);
     assert_eq!(session.psql("SELECT 1"), "1");
-    let hammer = session.hammer();
+    let hammer = Session::hammer(&host);
     assert!(eventually(|| hammer.counts().served > 0));
     let since = |unit: &str| text(&run("systemctl", &["show", "--property=ActiveEnterTimestampMonotonic", unit]));
     let links = || -> BTreeSet<String> {
@@ -119,7 +120,7 @@ fn an_upgrade_leaves_no_moment_without_enforcement() {
 fn a_removal_is_refused_while_governed_processes_run() {
     let host = Installed::new();
     let mut session = Session::start(&host);
-    let hammer = session.hammer();
+    let hammer = Session::hammer(&host);
     let output = run("dpkg", &["--remove", "portcullis"]);
     assert!(!output.status.success() && text(&output).contains("governed processes run in"), "{}", text(&output));
     assert!(eventually(|| host.is_active()), "the daemon is started again");

@@ -7,13 +7,14 @@ use std::{
     thread,
 };
 
-use crate::installed::Installed;
+use crate::installed::{Installed, eventually};
 
 /// Does what its standard input says, a line at a time: an SQL command for psql, or a port to connect to for ever, telling
 /// each outcome.
 const AGENT: &str = r"
 import os, socket, subprocess, sys, time
 url = sys.argv[1]
+print('here', flush=True)
 def knock(port):
     s = socket.socket()
     s.settimeout(60)
@@ -49,14 +50,17 @@ pub struct Session {
     input: Option<ChildStdin>,
     lines: Lines<BufReader<ChildStdout>>,
     direct: u16,
-    url: String,
 }
 
 impl Session {
     pub fn start(host: &Installed) -> Self {
-        let url = format!("host=127.0.0.1 port={} dbname=shop user=agent", host.server().port);
-        let (child, input, lines) = agent(&url);
-        Self { child, input: Some(input), lines, direct: host.direct().port(), url }
+        Self::of(host, "bot")
+    }
+
+    /// A session of this workload.
+    pub fn of(host: &Installed, workload: &str) -> Self {
+        let (child, input, lines) = agent(host, workload);
+        Self { child, input: Some(input), lines, direct: host.direct().port() }
     }
 
     /// What psql prints in the session.
@@ -74,10 +78,15 @@ impl Session {
         self.lines.next().expect("an answer").expect("text")
     }
 
-    /// Another session that connects to where nobody may come without cease.
-    pub fn hammer(&self) -> Hammer {
-        let (child, mut input, lines) = agent(&self.url);
-        writeln!(input, "hammer {}", self.direct).expect("it listens");
+    /// Waits until others ended its first process; false if it ended by itself, or does not end.
+    pub fn was_ended(mut self) -> bool {
+        eventually(|| self.child.try_wait().expect("a child").is_some_and(|status| !status.success()))
+    }
+
+    /// Another session of the same workload that connects to where nobody may come without cease.
+    pub fn hammer(host: &Installed) -> Hammer {
+        let (child, mut input, lines) = agent(host, "bot");
+        writeln!(input, "hammer {}", host.direct().port()).expect("it listens");
         let counts = Arc::new(Mutex::new(Counts::default()));
         let counting = Arc::clone(&counts);
         thread::spawn(move || {
@@ -137,12 +146,14 @@ impl Drop for Hammer {
     }
 }
 
-fn agent(url: &str) -> (Child, ChildStdin, Lines<BufReader<ChildStdout>>) {
+fn agent(host: &Installed, workload: &str) -> (Child, ChildStdin, Lines<BufReader<ChildStdout>>) {
+    let url = format!("host=127.0.0.1 port={} dbname=shop user=agent", host.server().port);
     let mut command = Command::new("portcullis");
-    command.args(["run", "--workload", "bot", "--user", "nobody", "--intent", "package test", "--"]);
-    command.args(["/usr/bin/python3", "-c", AGENT, url]).current_dir("/");
+    command.args(["run", "--workload", workload, "--user", "nobody", "--intent", "package test", "--"]);
+    command.args(["/usr/bin/python3", "-c", AGENT, &url]).current_dir("/");
     let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("a session");
     let input = child.stdin.take().expect("piped");
-    let lines = BufReader::new(child.stdout.take().expect("piped")).lines();
+    let mut lines = BufReader::new(child.stdout.take().expect("piped")).lines();
+    assert_eq!(lines.next().expect("it starts").expect("text"), "here");
     (child, input, lines)
 }

@@ -1,9 +1,9 @@
 //! Sessions from cradle to grave: a cgroup each, known to the kernel only while the session lives.
 //!
 //! Rights are given last and taken first. A session exists when its cgroup, its file, its record entry and its kernel
-//! entry exist, and only then is the launcher moved in; if any step fails, all before it are undone. It ends when its
-//! last process exits, its time runs out, or an operator says so; its connections are closed, its holds and grants
-//! revoked, and whatever still runs in the cgroup is refused everything.
+//! entry exist, and only then is the launcher moved in (but for a scope, which begins with it); if any step fails, all
+//! before it are undone. It ends when its last process exits, its time runs out, or an operator says so; its connections
+//! are closed, its holds and grants revoked, and whatever still runs in the cgroup is refused everything.
 
 use std::{
     collections::HashSet,
@@ -17,7 +17,7 @@ use std::{
 use super::{
     asked,
     governor::Governor,
-    helper::HelperError,
+    helper::{HelperError, Made},
     limits,
     namespaces::Namespaces,
     uids::{Taken, Uids},
@@ -92,7 +92,8 @@ impl Lifecycle {
         }
         self.check_room()?;
         let id = identity::new_session_id().map_err(failed)?;
-        let relative = Some(Path::new(policy.cgroup_parent()).join(&*id))
+        let (home, place) = self.governor.helper().place(policy.cgroup_parent(), &id);
+        let relative = Some(place)
             .filter(|path| {
                 let owner = path.to_str().and_then(|path| policies.by_cgroup(path));
                 owner.is_some_and(|owner| owner.workload().name == workload.name)
@@ -114,10 +115,7 @@ impl Lifecycle {
             (None, None) => caller.person.name.clone(),
         };
         let path = self.governor.root().join(&relative);
-        let made = {
-            let (helper, workload, id) = (self.governor.helper().clone(), workload.name.clone(), id.clone());
-            tokio::task::spawn_blocking(move || helper.make(&workload, &id)).await.map_err(failed)?.map_err(undone)?
-        };
+        let made = self.make(home, &workload.name, &id, caller).await?;
         if made.cgroup != relative {
             self.remove(self.governor.root().join(&made.cgroup));
             let message = "the policies changed while the session was made";
@@ -133,7 +131,7 @@ impl Lifecycle {
             cgroup_path: path.clone(),
             ttl,
             expiry: if workload.limits.wall.is_some() { Expiry::Kill } else { Expiry::Refuse },
-            home: Home::Made,
+            home,
             temporary: workload.temporary,
             uid,
             command: asked.command,
@@ -189,6 +187,20 @@ impl Lifecycle {
         taken.map_err(|error| Failure::new(Code::Failed, error.to_string()).help(error.help()))
     }
 
+    /// Makes the session's cgroup. A scope has the caller in it from the first, without rights yet.
+    async fn make(&self, home: Home, workload: &Arc<str>, id: &Arc<str>, caller: &Caller) -> Result<Made, Failure> {
+        let (helper, workload, id) = (self.governor.helper().clone(), workload.clone(), id.clone());
+        let made = if home == Home::Scope {
+            // Once it is in, it is governed: so before.
+            caller.check_again()?;
+            let connection = caller.peer.connection().try_clone_to_owned().map_err(failed)?;
+            tokio::task::spawn_blocking(move || helper.make_scope(&workload, &id, connection.as_fd())).await
+        } else {
+            tokio::task::spawn_blocking(move || helper.make(&workload, &id)).await
+        };
+        made.map_err(failed)?.map_err(undone)
+    }
+
     async fn begin(&self, new: NewSession, ttl: Option<Duration>, caller: &Caller) -> Result<Arc<Session>, Failure> {
         let id = new.id.clone().unwrap_or_default();
         let _starting = Starting::mark(&self.starting, id);
@@ -205,11 +217,13 @@ impl Lifecycle {
     /// What comes after the table knows it: its rights, and the launcher's move.
     async fn admit(&self, session: &Arc<Session>, ttl: Option<Duration>, caller: &Caller) -> Result<(), Failure> {
         self.give(session, ttl).await?;
-        caller.check_again()?;
-        let connection = caller.peer.connection().try_clone_to_owned().map_err(failed)?;
-        let (helper, id) = (self.governor.helper().clone(), session.id.clone());
-        let entered = tokio::task::spawn_blocking(move || helper.enter(&id, connection.as_fd()));
-        entered.await.map_err(failed)?.map_err(undone)?;
+        if session.home == Home::Made {
+            caller.check_again()?;
+            let connection = caller.peer.connection().try_clone_to_owned().map_err(failed)?;
+            let (helper, id) = (self.governor.helper().clone(), session.id.clone());
+            let entered = tokio::task::spawn_blocking(move || helper.enter(&id, connection.as_fd()));
+            entered.await.map_err(failed)?.map_err(undone)?;
+        }
         // Still the same process: so it was it that was moved.
         caller.peer.check_alive().map_err(|error| Failure::new(Code::Denied, error.to_string()))?;
         let (namespaces, session) = (self.namespaces.clone(), session.clone());
@@ -270,7 +284,7 @@ impl Lifecycle {
         if why == EndReason::Expired && session.expiry == Expiry::Kill && is_there(session) {
             self.kill(&session.id, &session.cgroup_path, session.cgroup_id);
         }
-        if session.home == Home::Made {
+        if session.home != Home::Claimed {
             self.remove(session.cgroup_path.clone());
         }
     }
@@ -411,7 +425,7 @@ impl Drop for Starting<'_> {
 /// Whether a session's cgroup has processes, or, if it is another's, is still there.
 fn is_alive(session: &Session) -> io::Result<bool> {
     match session.home {
-        Home::Made => is_populated(&session.cgroup_path),
+        Home::Made | Home::Scope => is_populated(&session.cgroup_path),
         Home::Claimed => Ok(is_there(session)),
     }
 }

@@ -25,6 +25,14 @@ pub(super) enum LimitError {
     /// Nothing on this host limits it.
     #[error("the policy limits `{0}`, and this host has no cgroup controller of that name")]
     Missing(&'static str),
+    /// Whoever was asked to limit it did not.
+    #[error("the session is not limited as its policy says: {} is {found}", path.display())]
+    Loose {
+        /// The file of the limit.
+        path: PathBuf,
+        /// What is in it.
+        found: String,
+    },
     /// The list of mounts could not be read.
     #[error("cannot read the list of mounts: {0}")]
     Mounts(#[source] io::Error),
@@ -47,6 +55,9 @@ impl LimitError {
         match self {
             Self::Missing("memory") => "boot with `cgroup_enable=memory`, or take `memory` out of the policy's limits",
             Self::Missing(_) => "mount that controller, or take the limit out of the policy",
+            Self::Loose { .. } => {
+                "`systemctl status` of the session's slice tells which controllers systemd could not turn on"
+            }
             Self::Mounts(_) => "mount proc on /proc",
             Self::Cgroup { .. } => "the workload's cgroup and those above it must hold no processes of their own",
         }
@@ -92,6 +103,36 @@ pub(super) fn put(root: &Path, relative: &Path, limits: &LimitSpec) -> Result<Ot
         }
     }
     Ok(others)
+}
+
+/// Looks whether the kernel holds whoever is in `folder`, of the cgroup2 tree, to these limits, which another set there.
+pub(super) fn check(folder: &Path, limits: &LimitSpec) -> Result<(), LimitError> {
+    for controller in wanted(limits) {
+        for (name, most, presence) in v2(controller, limits) {
+            let path = folder.join(name);
+            let found = match fs::read_to_string(&path) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound && presence == Presence::WithSwap => continue,
+                Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(LimitError::Missing(controller)),
+                found => found.map_err(|source| LimitError::Cgroup { what: "read", path: path.clone(), source })?,
+            };
+            // `max` is no number. The kernel rounds memory down to whole pages.
+            let within = |found: &str, most: &str| Some(share(found)? <= share(most)?);
+            if within(&found, &most) != Some(true) {
+                return Err(LimitError::Loose { path, found: found.trim_end().into() });
+            }
+        }
+    }
+    Ok(())
+}
+
+/// A number, or of two the first for each [`PERIOD`] of the second.
+fn share(text: &str) -> Option<u64> {
+    let mut words = text.split_ascii_whitespace();
+    let number: u64 = words.next()?.parse().ok()?;
+    match words.next() {
+        None => Some(number),
+        Some(period) => number.checked_mul(PERIOD)?.checked_div(period.parse().ok()?),
+    }
 }
 
 /// Moves a process into all of them.
@@ -268,5 +309,39 @@ mod tests {
             "the period first: a quota is checked against it"
         );
         assert_eq!(wanted(&LimitSpec::default()).count(), 0);
+    }
+
+    #[test]
+    fn a_limit_that_another_did_not_set_is_seen() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let limits = LimitSpec { memory: Some(64 << 20), pids: Some(7), cpu: Some(150), wall: None };
+        let put = |name: &str, text: &str| fs::write(folder.path().join(name), text).expect("written");
+        let files = [("memory.max", "67108864\n"), ("pids.max", "7\n"), ("cpu.max", "300000 200000\n")];
+        assert!(matches!(check(folder.path(), &limits), Err(LimitError::Missing("memory"))));
+        for (name, text) in files {
+            put(name, text);
+        }
+        assert!(check(folder.path(), &limits).is_ok());
+        for (name, loose) in [
+            ("memory.max", "max\n"),
+            ("memory.max", "67108865\n"),
+            ("memory.swap.max", "max\n"),
+            ("pids.max", "8\n"),
+            ("cpu.max", "max 100000\n"),
+            ("cpu.max", "150001 100000\n"),
+            ("cpu.max", "1 0\n"),
+        ] {
+            put(name, loose);
+            let found = check(folder.path(), &limits);
+            assert!(
+                matches!(&found, Err(LimitError::Loose { path, .. }) if path.ends_with(name)),
+                "{loose}: {found:?}"
+            );
+            match files.iter().find(|(file, _)| *file == name) {
+                Some((_, text)) => put(name, text),
+                None => put(name, "0\n"),
+            }
+        }
+        assert!(check(folder.path(), &LimitSpec::default()).is_ok());
     }
 }

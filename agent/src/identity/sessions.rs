@@ -112,6 +112,8 @@ pub enum Home {
     /// Ours: made for the session, and removed with it.
     #[default]
     Made,
+    /// A transient scope that the service manager made for the session, and removes when it is empty.
+    Scope,
     /// Another's, such as a service manager's: the session lives as long as it, whether processes are in it or not.
     Claimed,
 }

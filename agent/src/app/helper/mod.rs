@@ -9,7 +9,7 @@
 //! The helper takes the daemon's word for nothing that it can see for itself. What a daemon that somebody took over can
 //! make it do:
 //! - make cgroups of sessions, so many as the settings allow, in the cgroups that the policies name, with their limits:
-//!   it reads the policies itself, and the daemon cannot write them;
+//!   it reads the policies itself, and the daemon cannot write them. Below a slice of systemd's it has systemd make them;
 //! - move a process that is connected to the control socket, which it asks the kernel itself, into such a cgroup, one for
 //!   each and once: what is moved loses every road and gains none. One that is governed already is not moved;
 //! - kill or freeze the processes of any session, and remove the cgroups of those that have none;
@@ -19,12 +19,15 @@
 //!
 //! What it cannot: reach a cgroup beside or above the governed ones, be led out by `..`, by a link or by a mount; move,
 //! kill or freeze a process of the host's by its number; take a process out of its session; move one from session to
-//! session; read or write any other file; start a program; open a socket elsewhere. A message that is too long or not understood ends the conversation, and so both.
+//! session; read or write any other file; start a program; open a socket elsewhere; ask systemd for anything else. A
+//! message that is too long or not understood ends the conversation, and so both.
 
+mod bus;
 mod cgroups;
 mod channel;
 mod confine;
 mod proto;
+mod scope;
 mod serve;
 
 use std::{
@@ -55,15 +58,16 @@ use tokio_util::sync::CancellationToken;
 use self::{
     channel::Channel,
     proto::{Answer, Request},
+    scope::Manager,
 };
-use crate::net::namespace::NamespaceId;
+use crate::{identity::Home, net::namespace::NamespaceId};
 
 pub(super) use proto::{Failed, Made, Setup};
 pub(super) use serve::serve;
 
 /// Name of the hidden command that is the helper.
 pub(super) const COMMAND: &str = "privileged-helper";
-/// Within which it answers, in seconds. It waits for nobody but the kernel.
+/// Within which it answers, in seconds. It waits for nobody but the kernel and, less long, systemd.
 const PATIENCE: i64 = 30;
 
 /// Nothing was done.
@@ -94,6 +98,7 @@ pub(super) struct Helper {
     /// Another descriptor of the same, to see its end by.
     watched: OwnedFd,
     is_broken: AtomicBool,
+    manager: Manager,
 }
 
 impl Helper {
@@ -121,11 +126,11 @@ impl Helper {
             .wrap_err("the privileged helper cannot be started")?;
         let channel = Channel::new(own);
         channel.send(setup, &[]).into_diagnostic()?;
-        match channel.receive().into_diagnostic()? {
-            Some((Answer::Ready {}, _)) => {}
+        let manager = match channel.receive().into_diagnostic()? {
+            Some((Answer::Ready { manager }, _)) => manager,
             _ => return Err(miette!("the privileged helper did not start up")),
-        }
-        Ok(Self { channel: Mutex::new(channel), watched, is_broken: AtomicBool::new(false) })
+        };
+        Ok(Self { channel: Mutex::new(channel), watched, is_broken: AtomicBool::new(false), manager })
     }
 
     /// Cancels the token when the helper is gone.
@@ -152,10 +157,32 @@ impl Helper {
         }
     }
 
+    /// Where a session below `parent` is to live, relative to the root, and whether as a scope.
+    pub(super) fn place(&self, parent: &str, session: &str) -> (Home, PathBuf) {
+        match self.manager.scope(parent, session) {
+            Some(scope) => (Home::Scope, scope.relative),
+            None => (Home::Made, Path::new(parent).join(session)),
+        }
+    }
+
     /// Makes the cgroup of a session.
     pub(super) fn make(&self, workload: &str, session: &str) -> Result<Made, HelperError> {
         let request = Request::Make { workload: workload.into(), session: session.into() };
         match self.ask(&request, &[])?.0 {
+            Answer::Made(made) => Ok(made),
+            other => Err(self.broken(&other)),
+        }
+    }
+
+    /// Has the scope of a session made, with the process at the other end of this connection of the control socket in it.
+    pub(super) fn make_scope(
+        &self,
+        workload: &str,
+        session: &str,
+        connection: BorrowedFd<'_>,
+    ) -> Result<Made, HelperError> {
+        let request = Request::MakeScope { workload: workload.into(), session: session.into() };
+        match self.ask(&request, &[connection])?.0 {
             Answer::Made(made) => Ok(made),
             other => Err(self.broken(&other)),
         }
@@ -166,7 +193,7 @@ impl Helper {
         self.done(&Request::Enter { session: session.into() }, &[connection])
     }
 
-    /// Removes the cgroup of a session. `false`: somebody is in there still.
+    /// Removes the cgroup of a session; a scope's, systemd removes. `false`: somebody is in there still.
     pub(super) fn remove(&self, cgroup: &Path) -> Result<bool, HelperError> {
         match self.ask(&Request::Remove { cgroup: cgroup.into() }, &[])?.0 {
             Answer::Removed { gone } => Ok(gone),

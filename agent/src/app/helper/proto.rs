@@ -7,7 +7,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use super::super::limits::Others;
+use super::{super::limits::Others, scope::Manager};
 use crate::{
     config::{LogFormat, Settings},
     net::namespace::NamespaceId,
@@ -59,6 +59,14 @@ pub(super) enum Request {
     Govern {},
     /// Make the cgroup of a session, limited as the policy of its workload says. Answer: [`Answer::Made`].
     Make {
+        /// Name of the workload.
+        workload: String,
+        /// Id of the session.
+        session: String,
+    },
+    /// Have the service manager make a scope for a session, limited as the policy of its workload says, and move the
+    /// process that made this connection to the control socket into it. Brings the connection. Answer: [`Answer::Made`].
+    MakeScope {
         /// Name of the workload.
         workload: String,
         /// Id of the session.
@@ -118,7 +126,10 @@ pub(super) enum Request {
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub(super) enum Answer {
     /// To [`Setup`].
-    Ready {},
+    Ready {
+        /// Whether sessions can be scopes.
+        manager: Manager,
+    },
     /// These are there to be governed, relative to the root.
     Governed {
         /// In order.

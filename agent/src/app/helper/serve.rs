@@ -7,6 +7,7 @@ use std::{
     net::TcpListener,
     os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use miette::{IntoDiagnostic, WrapErr, miette};
@@ -21,20 +22,23 @@ use nix::{
 
 use super::{
     super::{daemon, governor, limits, listening, policies},
+    bus::Bus,
     cgroups::{Cgroup, Tree, is_plain},
     channel::Channel,
     confine,
     proto::{Answer, Failed, Made, Request, Setup},
+    scope::{self, Manager},
 };
 use crate::{
     config::cgroup,
     control::peer::Peer,
     identity,
     net::namespace::{Namespace, NamespaceId},
-    policy::{CredentialSource, PolicySet, UpstreamSpec},
+    policy::{CredentialSource, Policy, PolicySet, UpstreamSpec},
     secrets,
 };
 
+const FREEZE: &str = "cgroup.freeze";
 /// Most network namespaces of one session.
 const MOST_NAMESPACES: usize = 256;
 
@@ -57,7 +61,7 @@ pub(in crate::app) fn serve() -> miette::Result<()> {
     daemon::logging(&setup.filter, setup.format)?;
     let mut helper = Serving::new(setup).into_diagnostic().wrap_err("the cgroup2 tree cannot be opened")?;
     confine::confine()?;
-    channel.send(&Answer::Ready {}, &[]).into_diagnostic()?;
+    channel.send(&Answer::Ready { manager: helper.manager() }, &[]).into_diagnostic()?;
     loop {
         let (request, brought) = match channel.receive::<Request>() {
             Ok(Some(received)) => received,
@@ -88,6 +92,8 @@ pub(in crate::app) fn serve() -> miette::Result<()> {
 struct Serving {
     setup: Setup,
     tree: Tree,
+    /// To systemd, where sessions can be scopes of it.
+    bus: Option<Bus>,
     home: NamespaceId,
     policies: Option<PolicySet>,
     /// Cgroups below which sessions are, relative to the root. None is ever taken away.
@@ -110,11 +116,16 @@ impl Serving {
     fn new(setup: Setup) -> io::Result<Self> {
         let (tree, home) = (Tree::open(&setup.cgroup_root)?, Namespace::own()?.id());
         let (governed, made) = (BTreeSet::new(), BTreeMap::new());
-        Ok(Self { setup, tree, home, policies: None, governed, made })
+        let bus = scope::systemd(&setup.cgroup_root);
+        Ok(Self { setup, tree, bus, home, policies: None, governed, made })
+    }
+
+    fn manager(&self) -> Manager {
+        if self.bus.is_some() { Manager::Systemd } else { Manager::Nobody }
     }
 
     fn answer(&mut self, request: Request, brought: &[OwnedFd]) -> Answered {
-        let wanted = usize::from(matches!(request, Request::Enter { .. }));
+        let wanted = usize::from(matches!(request, Request::Enter { .. } | Request::MakeScope { .. }));
         if brought.len() != wanted {
             return Err(Failed::new(format!("{} descriptors came, not {wanted}", brought.len())));
         }
@@ -122,10 +133,11 @@ impl Serving {
         let answer = match request {
             Request::Govern {} => self.govern()?,
             Request::Make { workload, session } => self.make(&workload, &session)?,
+            Request::MakeScope { workload, session } => self.make_scope(&workload, &session, &brought[0])?,
             Request::Enter { session } => self.enter(&session, &brought[0])?,
             Request::Remove { cgroup } => self.remove(&cgroup)?,
             Request::Kill { cgroup, id } => self.tell(&cgroup, id, "cgroup.kill")?,
-            Request::Freeze { cgroup, id } => self.tell(&cgroup, id, "cgroup.freeze")?,
+            Request::Freeze { cgroup, id } => self.tell(&cgroup, id, FREEZE)?,
             Request::Elsewhere { cgroup } => {
                 let namespaces = self.elsewhere(&self.open(&cgroup)?).into_iter().map(|found| found.id()).collect();
                 Answer::Elsewhere { namespaces }
@@ -170,7 +182,8 @@ impl Serving {
         Ok(Answer::Governed { cgroups: parents.into_iter().collect() })
     }
 
-    fn make(&mut self, workload: &str, session: &str) -> Result<Answer, Failed> {
+    /// The policy of a session that is to be made.
+    fn policy(&self, workload: &str, session: &str) -> Result<&Arc<Policy>, Failed> {
         if !identity::is_session_id(session) || self.made.contains_key(session) {
             return Err(Failed::new("this is no name of a new session"));
         }
@@ -179,7 +192,33 @@ impl Serving {
         }
         let policy = self.policies.as_ref().and_then(|policies| policies.by_workload(workload));
         let policy = policy.filter(|policy| !policy.workload().claim);
-        let policy = policy.ok_or_else(|| Failed::new(format!("no policy lets sessions of `{workload}` be made")))?;
+        policy.ok_or_else(|| Failed::new(format!("no policy lets sessions of `{workload}` be made")))
+    }
+
+    fn make_scope(&mut self, workload: &str, session: &str, connection: &OwnedFd) -> Result<Answer, Failed> {
+        let policy = self.policy(workload, session)?;
+        let scope =
+            self.manager().scope(policy.cgroup_parent(), session).filter(|scope| self.is_below(&scope.relative));
+        let scope = scope.ok_or_else(|| Failed::new(format!("sessions of `{workload}` are not made as scopes")))?;
+        let limits = policy.workload().limits.clone();
+        let peer = self.launcher(connection)?;
+        let description = format!("Portcullis session {session} of {workload}");
+        let bus = self.bus.as_mut().ok_or_else(|| Failed::new("there is no bus"))?;
+        let started = scope.start(bus, &description, peer.pid, &limits);
+        started.map_err(|error| Failed::new(error.to_string()).help(error.help()))?;
+        let id = self.tree.cgroup(&scope.relative)?.id;
+        let limited = limits::check(&self.tree.path().join(&scope.relative), &limits);
+        limited.map_err(|error| Failed::new(error.to_string()).help(error.help()))?;
+        // Still the same process: so it was it that was moved.
+        peer.check_alive().map_err(|error| Failed::new(error.to_string()))?;
+        let made = Made { cgroup: scope.relative, id, others: limits::Others::new() };
+        self.made.insert(session.to_owned(), (made.clone(), Launcher::In));
+        Ok(Answer::Made(made))
+    }
+
+    fn make(&mut self, workload: &str, session: &str) -> Result<Answer, Failed> {
+        let policy = self.policy(workload, session)?;
+        let limits = policy.workload().limits.clone();
         let relative = Path::new(policy.cgroup_parent()).join(session);
         if !self.is_below(&relative) {
             return Err(Failed::new(format!("{} is not below a governed cgroup", relative.display())));
@@ -188,7 +227,7 @@ impl Serving {
         std::fs::create_dir(&path)
             .map_err(|error| Failed::new(format!("cannot make cgroup {}: {error}", path.display())))?;
         let limited = self.tree.cgroup(&relative).and_then(|cgroup| {
-            let others = limits::put(self.tree.path(), &relative, &policy.workload().limits);
+            let others = limits::put(self.tree.path(), &relative, &limits);
             let others = others.map_err(|error| Failed::new(error.to_string()).help(error.help()))?;
             Ok(Made { cgroup: relative.clone(), id: cgroup.id, others })
         });
@@ -263,6 +302,13 @@ impl Serving {
     }
 
     fn remove(&mut self, relative: &Path) -> Result<Answer, Failed> {
+        if let Some(session) = scope::session_of(relative).filter(|_| self.is_below(relative)) {
+            let gone = !self.tree.path().join(relative).exists();
+            if gone {
+                self.made.remove(session);
+            }
+            return Ok(Answer::Removed { gone });
+        }
         let name = relative.file_name().and_then(|name| name.to_str()).unwrap_or_default();
         if !identity::is_session_id(name) || !self.is_below(relative) {
             return Err(Failed::new(format!("{} is no cgroup of a session", relative.display())));
@@ -276,12 +322,19 @@ impl Serving {
         Ok(Answer::Removed { gone })
     }
 
-    fn tell(&self, relative: &Path, id: u64, file: &str) -> Result<Answer, Failed> {
+    fn tell(&mut self, relative: &Path, id: u64, file: &str) -> Result<Answer, Failed> {
         let cgroup = self.open(relative)?;
         if cgroup.id != id {
             return Err(Failed::new(format!("{} is another cgroup by now", relative.display())));
         }
         cgroup.write(file, "1").map_err(|error| Failed::new(format!("{file} of {}: {error}", relative.display())))?;
+        if file == FREEZE
+            && let Some(bus) = &mut self.bus
+            && let Some(session) = scope::session_of(relative)
+            && let Err(error) = scope::tell_frozen(bus, session)
+        {
+            tracing::warn!(session, %error, "systemd does not know that the scope of a session is frozen");
+        }
         Ok(Answer::Done {})
     }
 
