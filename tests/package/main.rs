@@ -7,11 +7,13 @@
 mod installed;
 mod scope;
 mod session;
+mod unit;
 
 use std::{collections::BTreeSet, fs, process::Command};
 
 use installed::{Installed, eventually, files, run, text};
 use session::Session;
+use unit::{MayEnter, run_unit};
 
 #[test]
 fn an_installed_service_is_active_and_serves() {
@@ -44,9 +46,8 @@ fn an_installed_service_is_active_and_serves() {
 #[test]
 fn a_unit_with_the_drop_in_is_governed() {
     let host = Installed::new();
-    let unit = "/etc/systemd/system/indexer.service";
     let program = format!(
-        "import socket, subprocess, sys\n\
+        "import socket, subprocess\n\
          try: socket.create_connection(('127.0.0.1', {})).recv(1); print('answered')\n\
          except OSError as e: print(e)\n\
          print(subprocess.run(['psql', '-XAt', 'host=127.0.0.1 port={} dbname=shop user=x', '-c', 'SELECT 42'],\n\
@@ -54,20 +55,64 @@ fn a_unit_with_the_drop_in_is_governed() {
         host.direct().port(),
         host.server().port
     );
-    fs::write("/usr/local/bin/indexer", program).expect("a program");
-    fs::write(unit, "[Service]\nType=oneshot\nExecStart=/usr/bin/python3 /usr/local/bin/indexer\n").expect("a unit");
-    fs::create_dir_all(format!("{unit}.d")).expect("a folder");
-    let drop_in = fs::read("/usr/share/doc/portcullis/examples/workload.conf").expect("the drop-in is packaged");
-    fs::write(format!("{unit}.d/portcullis.conf"), drop_in).expect("a drop-in");
-    assert!(run("systemctl", &["daemon-reload"]).status.success());
-    let started = run("systemctl", &["start", "indexer.service"]);
-    let journal = text(&run("journalctl", &["--no-pager", "--output=cat", "--unit=indexer"]));
-    fs::remove_dir_all(format!("{unit}.d")).expect("a folder");
-    fs::remove_file(unit).expect("a unit");
-    fs::remove_file("/usr/local/bin/indexer").expect("a program");
-    let _ = run("systemctl", &["daemon-reload"]);
-    assert!(started.status.success() && journal.contains("stdout='42\\n'"), "{}{journal}", text(&started));
-    assert_eq!(host.reached(), 0, "{journal}");
+    let ran = run_unit(&program, "");
+    assert!(ran.is_well && ran.said.contains("stdout='42\\n'"), "{ran:?}");
+    assert_eq!(host.reached(), 0, "{ran:?}");
+}
+
+#[test]
+fn a_unit_with_a_network_of_its_own_is_refused_and_named_where_the_daemon_may_not_enter() {
+    let host = Installed::new();
+    let program = format!(
+        "import os, subprocess\n\
+         print(sorted(os.listdir('/sys/class/net')))\n\
+         print(subprocess.run(['psql', '-XAt', 'host=127.0.0.1 port={} dbname=shop user=x', '-c', 'SELECT 42'],\n\
+         \x20                    capture_output=True, text=True))",
+        host.server().port
+    );
+    let ran = run_unit(&program, "PrivateNetwork=yes");
+    assert!(ran.said.contains("['lo']") && ran.said.contains("Connection refused"), "{ran:?}");
+    let status = text(&run("portcullis", &["status"]));
+    assert!(status.contains("namespace "), "{status}");
+    let doctor = text(&run("portcullis", &["doctor", "--workload", "bot", "--json"]));
+    assert!(doctor.contains("network namespaces") && doctor.contains("namespaces.conf"), "{doctor}");
+    assert_eq!(host.reached(), 0, "{ran:?}");
+}
+
+#[test]
+fn a_container_of_podman_is_a_session() {
+    let host = Installed::new();
+    let policy = fs::read_to_string("/etc/portcullis/policies/indexer.toml").expect("a policy");
+    let policy = policy
+        .replace("name = \"indexer\"", "name = \"container\"")
+        .replace("agents.slice/indexer.service", "agents.slice/libpod-*.scope/container");
+    fs::write("/etc/portcullis/policies/container.toml", policy).expect("a policy");
+    host.reload("bot, container, indexer");
+    let _may_enter = MayEnter::new();
+    let image = "/var/tmp/portcullis-image";
+    let make = format!(
+        "mkdir -p {image}/bin; cp /bin/busybox {image}/bin; for name in sh nc printf sleep; do ln -sf busybox {image}/bin/$name; \
+         done; tar -C {image} -c . | podman import - localhost/agent:local; rm -r {image}"
+    );
+    let made = run("sh", &["-e", "-c", &make]);
+    assert!(made.status.success(), "{}", text(&made));
+    // Asks for TLS as PostgreSQL's clients do, until there is a listener: S is yes. Then says something elsewhere.
+    let script = format!(
+        "for try in $(busybox seq 60); do answer=$(printf '\\0\\0\\0\\10\\4\\322\\26\\57' | nc -w 9 127.0.0.1 {} 2>&1); \
+         [ \"$answer\" = S ] && break; sleep 1; done; echo \"answer $answer\"; echo hello | nc -w 3 127.0.0.1 {}; echo end",
+        host.server().port,
+        host.direct().port()
+    );
+    for network in ["none", "host"] {
+        let mut podman = Command::new("podman");
+        podman.args(["run", "--rm", &format!("--network={network}"), "--cgroup-parent=agents.slice", "--cap-drop=ALL"]);
+        podman.args(["--security-opt=no-new-privileges", "localhost/agent:local", "/bin/sh", "-c", &script]);
+        let said = text(&podman.output().expect("podman"));
+        assert!(said.contains("answer S\n") && said.contains("end\n"), "{network}: {said}");
+        assert_eq!(host.reached(), 0, "{network}: {said}");
+    }
+    let sessions = text(&run("portcullis", &["sessions", "--json"]));
+    assert_eq!(sessions.matches("\"workload\":\"container\"").count(), 2, "{sessions}");
 }
 
 #[test]

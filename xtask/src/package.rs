@@ -35,6 +35,7 @@ const FILES: &[(&str, &str)] = &[
     ("deploy/portcullis.tmpfiles", "usr/lib/tmpfiles.d/portcullis.conf"),
     ("deploy/portcullis.toml", "etc/portcullis/portcullis.toml"),
     ("deploy/workload.conf", "usr/share/doc/portcullis/examples/workload.conf"),
+    ("deploy/namespaces.conf", "usr/share/doc/portcullis/examples/namespaces.conf"),
     ("deploy/README.md", "usr/share/doc/portcullis/workloads.md"),
     ("README.md", "usr/share/doc/portcullis/README.md"),
     ("CHANGELOG.md", "usr/share/doc/portcullis/changelog"),

@@ -25,6 +25,7 @@ const MIRROR: &str = "http://deb.debian.org/debian";
 
 /// What the tests use in there.
 const PACKAGES: &[&str] = &[
+    "busybox-static",
     "dbus",
     "git",
     "initramfs-tools",
@@ -34,6 +35,7 @@ const PACKAGES: &[&str] = &[
     "nodejs",
     "openssh-client",
     "openssl",
+    "podman",
     "postgresql",
     "postgresql-contrib",
     "procps",

@@ -27,6 +27,7 @@ pub fn findings(settings: &Settings, status: &StatusView, examined: &Examined) -
     let mut all = hooks(examined);
     all.push(heartbeat(examined));
     all.extend(status.listen.iter().map(|address| listener(address, status.pid)));
+    all.extend(namespaces(status));
     all.push(policies(settings, status));
     all.push(space(&settings.state_dir));
     all.push(permissions(settings, status.pid, examined));
@@ -108,6 +109,19 @@ fn listener(address: &str, daemon: u32) -> Finding {
             }
         }
     }
+}
+
+/// Only where it matters: no host must have sessions in namespaces of their own.
+fn namespaces(status: &StatusView) -> Option<Finding> {
+    let count = status.refused.get("namespace").filter(|count| **count > 0)?;
+    Some(Finding::cannot(
+        "network namespaces",
+        format!(
+            "{count} connections refused: their sessions are in network namespaces where the daemon does not listen"
+        ),
+        "containers and units with a network of their own reach nothing",
+        "the right to enter them: for the service, the drop-in namespaces.conf (examples of the package, or deploy/)",
+    ))
 }
 
 struct Holders {
