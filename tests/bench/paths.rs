@@ -34,12 +34,7 @@ mod path {
     use super::*;
 
     #[inline(never)]
-    pub fn forward(rows: &mut Rows, input: &mut BytesMut) -> u64 {
-        rows.take(input)
-    }
-
-    #[inline(never)]
-    pub fn mask(rows: &mut Rows, input: &mut BytesMut) -> u64 {
+    pub fn take(rows: &mut Rows, input: &mut BytesMut) -> u64 {
         rows.take(input)
     }
 
@@ -68,7 +63,7 @@ fn rows(masked: bool, count: u64) -> Result<()> {
     let mut done = 0;
     while done < count {
         let mut input = BytesMut::from(&come[..]);
-        done += if masked { path::mask(&mut rows, &mut input) } else { path::forward(&mut rows, &mut input) };
+        done += path::take(&mut rows, &mut input);
         let written = rows.output.len();
         rows.output.slices(&mut [std::io::IoSlice::new(&[]); 64]);
         rows.output.advance(written);

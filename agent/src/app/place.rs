@@ -81,7 +81,9 @@ impl Place {
         keep_from_others(&settings.state_dir)?;
         let record = settings.record_dir();
         // What a program that it asks for credentials may leave somewhere is its own affair.
-        let mut writable = vec![settings.state_dir.as_path(), record.as_path(), self.pins.dir()];
+        // systemd mounts the host's bpffs for root alone.
+        let pins = self.pins.here();
+        let mut writable = vec![settings.state_dir.as_path(), record.as_path(), pins.as_path()];
         writable.extend(user.home());
         writable.extend([Path::new("/tmp"), Path::new("/var/tmp")]);
         if let Some(lack) = harden::files(&writable) {

@@ -101,8 +101,8 @@ impl Pins {
         &self.dir
     }
 
-    /// The folder by our descriptor.
-    fn here(&self) -> PathBuf {
+    /// The folder by our descriptor: a path for who may not look into the folders above it.
+    pub fn here(&self) -> PathBuf {
         PathBuf::from(format!("/proc/self/fd/{}", self.folder.as_raw_fd()))
     }
 
