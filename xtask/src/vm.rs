@@ -32,6 +32,8 @@ const PACKAGES: &[&str] = &[
     "iproute2",
     "linux-image-amd64",
     "lz4",
+    // For podman: debootstrap does not choose among providers of a virtual package.
+    "netavark",
     "nodejs",
     "openssh-client",
     "openssl",
