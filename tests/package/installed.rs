@@ -51,7 +51,8 @@ impl Installed {
     /// Has the daemon read its policies again, and waits until it has those of just these workloads.
     pub fn reload(&self, workloads: &str) {
         let reloaded = run("systemctl", &["reload", "portcullis"]);
-        assert!(reloaded.status.success(), "{}", text(&reloaded));
+        let journal = || text(&run("journalctl", &["--unit=portcullis", "--lines=30", "--no-pager", "--output=cat"]));
+        assert!(reloaded.status.success(), "{}{}", text(&reloaded), journal());
         let line = format!("policies    {workloads}");
         let in_force = || text(&run("portcullis", &["status"])).contains(&line);
         assert!(eventually(in_force), "{}", text(&run("portcullis", &["status"])));
