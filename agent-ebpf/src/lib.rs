@@ -5,7 +5,7 @@
 #![cfg_attr(not(feature = "user"), no_std)]
 
 /// Version of every type and map in this crate; part of the folder where maps are pinned.
-pub const LAYOUT: u32 = 5;
+pub const LAYOUT: u32 = 6;
 
 /// A heartbeat older than this (nanoseconds) means that no enforcer is alive, and every connect is refused.
 pub const HEARTBEAT_STALE_NS: u64 = 2_000_000_000;
@@ -179,6 +179,10 @@ places! {
     cgroup_ancestors,
     /// `kernfs_node.id`.
     node_id,
+    /// `kernfs_node.parent`, `__parent` since Linux 6.15.
+    node_parent,
+    /// `kernfs_node.name`.
+    node_name,
     /// `task_struct.cgroups`.
     task_set,
     /// `css_set.dfl_cgrp`.
@@ -193,6 +197,8 @@ places! {
     inode_mode,
     /// `inode.i_sb`.
     inode_super,
+    /// `inode.i_private`: of a cgroup's file its node.
+    inode_private,
     /// `super_block.s_magic`.
     super_magic,
     /// `dentry.d_name.name`.

@@ -160,7 +160,10 @@ fn an_interrupted_doctor_leaves_nothing() {
     let live = || daemon.ok(&["sessions", "--json"]).expect("sessions").contains("\"state\":\"live\"");
     // Alone, as by a service manager; and with the session, as at a terminal.
     for (signal, number, group) in [("TERM", libc::SIGTERM, ""), ("INT", libc::SIGINT, "-")] {
-        let mut command = daemon.command(&["doctor"]).expect("a command");
+        let doctor = daemon.command(&["doctor"]).expect("a command");
+        // Who runs the tests in the background may have them ignore SIGINT, which programs inherit.
+        let mut command = Command::new("env");
+        command.arg("--default-signal=INT,TERM").arg(doctor.get_program()).args(doctor.get_args()).stdin(Stdio::null());
         let doctor = command.process_group(0).stdout(Stdio::null()).stderr(Stdio::null()).spawn();
         let mut doctor = doctor.expect("it starts");
         assert!(eventually(|| !left().is_empty() && live()), "it began");

@@ -61,7 +61,9 @@ impl Taken {
             "control": taken.dir.path().join("control"), "credentials": null, "addresses": ["127.0.0.1:9"], "sessions": 3,
             "filter": "off", "format": "text",
         });
-        assert_eq!(taken.ask(&setup), json!({"ready": {}}));
+        let ready = taken.ask(&setup);
+        // Which manager of services it found is the host's affair.
+        assert!(ready["ready"].is_object(), "{ready}");
         taken
     }
 

@@ -76,21 +76,41 @@ pub fn lsm_file_permission(cx: LsmContext) -> i32 {
     judge(own, socket, places, OfUnix::Pass)
 }
 
-/// Whoever may write to a cgroup's files, or make one, moves tasks out of their session.
+/// Whoever may write to a cgroup's files, or make one, moves tasks out of their session. Into its own cgroup a task may
+/// move others: systemd does that with a unit's process in two places, and the second is in the cgroup already.
 #[lsm(hook = "inode_permission")]
 pub fn lsm_inode_permission(cx: LsmContext) -> i32 {
     // Called for every folder on every path: the least comes first.
-    if cx.arg::<i32>(1) & MAY_WRITE == 0 || governed_task().is_none() {
+    if cx.arg::<i32>(1) & MAY_WRITE == 0 {
         return PASS;
     }
+    let Some(own) = governed_task() else { return PASS };
     let (Some(places), Some([inode])) = (maps::lsm_places(), arguments::<1>(&cx)) else { return EPERM };
     match magic_of(inode, places) {
+        Some(CGROUP2) if are_members_of(own, inode, places) => return PASS,
         Some(CGROUP | CGROUP2) => {}
         Some(_) => return PASS,
         None => return EPERM,
     }
     refusal::by_task(Reason::Cgroup, &Attempt::socket(0, 0, 0));
     EPERM
+}
+
+/// Whether an inode is the file `cgroup.procs` of this cgroup.
+#[inline(always)]
+fn are_members_of(cgroup: u64, inode: u64, places: &LsmPlaces) -> bool {
+    let Some(node) = read::<u64>(inode, places.inode_private) else { return false };
+    let parent = read::<u64>(node, places.node_parent);
+    if parent.and_then(|parent| read::<u64>(parent, places.node_id)) != Some(cgroup) {
+        return false;
+    }
+    let Some(name) = read::<u64>(node, places.node_name) else { return false };
+    let mut text = [0_u64; 2];
+    // SAFETY: the buffer is as long as said; the helper answers an address that cannot be read with an error.
+    if unsafe { bpf_probe_read_kernel_str((&raw mut text).cast(), 16, name as *const _) } < 0 {
+        return false;
+    }
+    text == [u64::from_ne_bytes(*b"cgroup.p"), u64::from_ne_bytes(*b"rocs\0\0\0\0")]
 }
 
 /// Which kind of file system an inode lies in.

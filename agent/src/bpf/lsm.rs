@@ -276,12 +276,14 @@ fn places(types: &Types<'_>) -> Option<LsmPlaces> {
     let [family] = types.offsets("sock_common", ["skc_family"])?;
     let [data_cgroup] = types.offsets("sock_cgroup_data", ["cgroup"])?;
     let [cgroup_node, cgroup_level, cgroup_ancestors] = types.offsets("cgroup", ["kn", "level", "ancestors"])?;
-    let [node_id] = types.offsets("kernfs_node", ["id"])?;
+    let [node_id, node_name] = types.offsets("kernfs_node", ["id", "name"])?;
+    let parent = types.offsets("kernfs_node", ["parent"]).or_else(|| types.offsets("kernfs_node", ["__parent"]));
+    let [node_parent] = parent?;
     let [task_set] = types.offsets("task_struct", ["cgroups"])?;
     let [set_cgroup] = types.offsets("css_set", ["dfl_cgrp"])?;
     let [file_inode, file_private, file_path] = types.offsets("file", ["f_inode", "private_data", "f_path"])?;
     let [path_dentry] = types.offsets("path", ["dentry"])?;
-    let [inode_mode, inode_super] = types.offsets("inode", ["i_mode", "i_sb"])?;
+    let [inode_mode, inode_super, inode_private] = types.offsets("inode", ["i_mode", "i_sb", "i_private"])?;
     let [super_magic] = types.offsets("super_block", ["s_magic"])?;
     let [dentry_name] = types.offsets("dentry", ["d_name"])?;
     let [name_text] = types.offsets("qstr", ["name"])?;
@@ -299,6 +301,8 @@ fn places(types: &Types<'_>) -> Option<LsmPlaces> {
         cgroup_level,
         cgroup_ancestors,
         node_id,
+        node_parent,
+        node_name,
         task_set,
         set_cgroup,
         file_inode,
@@ -306,6 +310,7 @@ fn places(types: &Types<'_>) -> Option<LsmPlaces> {
         file_dentry: file_path.checked_add(path_dentry)?,
         inode_mode,
         inode_super,
+        inode_private,
         super_magic,
         dentry_name: dentry_name.checked_add(name_text)?,
         unix_address,
