@@ -32,7 +32,11 @@ pub fn run_unit(program: &str, more: &str) -> Ran {
     fs::write(format!("{folder}/portcullis.conf"), drop_in).expect("a drop-in");
     assert!(run("systemctl", &["daemon-reload"]).status.success());
     let started = run("systemctl", &["start", "indexer.service"]);
-    let written = fs::read_to_string(OUTPUT).unwrap_or_default();
+    let mut written = fs::read_to_string(OUTPUT).unwrap_or_default();
+    if !started.status.success() {
+        let journal = ["--no-pager", "--output=cat", "--lines=40", "-u", "indexer.service", "-u", "portcullis.service"];
+        written += &text(&run("journalctl", &journal));
+    }
     fs::remove_dir_all(&folder).expect("a folder");
     for file in [UNIT, PROGRAM, OUTPUT] {
         let _ = fs::remove_file(file);
