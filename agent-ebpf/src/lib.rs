@@ -5,7 +5,7 @@
 #![cfg_attr(not(feature = "user"), no_std)]
 
 /// Version of every type and map in this crate; part of the folder where maps are pinned.
-pub const LAYOUT: u32 = 6;
+pub const LAYOUT: u32 = 7;
 
 /// A heartbeat older than this (nanoseconds) means that no enforcer is alive, and every connect is refused.
 pub const HEARTBEAT_STALE_NS: u64 = 2_000_000_000;
@@ -205,6 +205,8 @@ places! {
     dentry_name,
     /// `unix_sock.addr`.
     unix_address,
+    /// `unix_sock.peer`.
+    unix_peer,
     /// `unix_address.len`.
     address_length,
     /// `unix_address.name`.

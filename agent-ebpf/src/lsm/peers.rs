@@ -24,12 +24,18 @@ pub fn lsm_unix_stream_connect(cx: LsmContext) -> i32 {
     judge(own, sock, places)
 }
 
-/// Its second argument is the `struct socket` that a datagram is for.
+/// Its arguments are the `struct socket` that sends and the one that a datagram is for. One that is its peer already was
+/// judged when it became that; of a pair that was handed down, as systemd hands one to a unit's process, neither was
+/// connected to anything.
 #[lsm(hook = "unix_may_send")]
 pub fn lsm_unix_may_send(cx: LsmContext) -> i32 {
     let Some(own) = governed_task() else { return PASS };
-    let (Some(places), Some([_, socket])) = (maps::lsm_places(), arguments::<2>(&cx)) else { return ECONNREFUSED };
-    let Some(sock) = read::<u64>(socket, places.socket_sock) else { return ECONNREFUSED };
+    let (Some(places), Some([from, to])) = (maps::lsm_places(), arguments::<2>(&cx)) else { return ECONNREFUSED };
+    let Some(sock) = read::<u64>(to, places.socket_sock) else { return ECONNREFUSED };
+    let peer = read::<u64>(from, places.socket_sock).and_then(|from| read::<u64>(from, places.unix_peer));
+    if sock != 0 && peer == Some(sock) {
+        return PASS;
+    }
     judge(own, sock, places)
 }
 

@@ -287,7 +287,7 @@ fn places(types: &Types<'_>) -> Option<LsmPlaces> {
     let [super_magic] = types.offsets("super_block", ["s_magic"])?;
     let [dentry_name] = types.offsets("dentry", ["d_name"])?;
     let [name_text] = types.offsets("qstr", ["name"])?;
-    let [unix_address] = types.offsets("unix_sock", ["addr"])?;
+    let [unix_address, unix_peer] = types.offsets("unix_sock", ["addr", "peer"])?;
     let [address_length, address_name] = types.offsets("unix_address", ["len", "name"])?;
     Some(LsmPlaces {
         known: 1,
@@ -314,6 +314,7 @@ fn places(types: &Types<'_>) -> Option<LsmPlaces> {
         super_magic,
         dentry_name: dentry_name.checked_add(name_text)?,
         unix_address,
+        unix_peer,
         address_length,
         address_name,
     })
