@@ -14,6 +14,8 @@ mod sys;
 #[cfg(test)]
 mod tests;
 
+pub(crate) use sys::close_what_was_inherited;
+
 use std::io;
 
 use caps::{CapSet, Capability, CapsHashSet};

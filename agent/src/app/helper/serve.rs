@@ -48,6 +48,8 @@ const MOST_NAMESPACES: usize = 256;
 /// # Errors
 /// What came is not of the daemon's making. Nothing after it is done.
 pub(in crate::app) fn serve() -> miette::Result<()> {
+    // Of whoever started it, which may have left some open.
+    crate::launch::confine::close_what_was_inherited().into_diagnostic()?;
     // Meant for the daemon, which finishes what it does first: it then closes its end.
     SigSet::all().thread_block().into_diagnostic()?;
     // The daemon looks into cgroups made here, whatever the service's mask keeps from others.
