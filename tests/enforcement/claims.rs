@@ -29,7 +29,7 @@ fn a_claim_beyond_the_limit_is_refused_on_the_record_and_made_good_when_there_is
         });
         all.filter(|what| what.contains("cannot be claimed")).collect()
     };
-    let is_live = |name: &str| live().len() == 1 && live()[0].contains(name);
+    let is_live = |name: &str| matches!(&live()[..], [one] if one.contains(name));
 
     fs::create_dir(folder.join("unit-1")).expect("a cgroup");
     assert!(eventually(|| is_live("unit-1")), "{:?}", live());
