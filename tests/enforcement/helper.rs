@@ -36,6 +36,12 @@ struct Taken {
 
 impl Taken {
     fn new(name: &str) -> Self {
+        let mut command = Command::new(binary().expect("a binary"));
+        command.arg("privileged-helper").stdout(Stdio::null());
+        Self::started_by(name, command)
+    }
+
+    fn started_by(name: &str, mut command: Command) -> Self {
         let (socket, its) =
             socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC).expect("a pair");
         // A test that waits in vain fails.
@@ -51,9 +57,7 @@ impl Taken {
         fs::create_dir(dir.path().join("policies")).expect("a folder");
         fs::write(dir.path().join("policies/bot.toml"), policy).expect("a policy");
         let control = UnixListener::bind(dir.path().join("control")).expect("a socket");
-        let mut command = Command::new(binary().expect("a binary"));
-        command.arg("privileged-helper").stdin(Stdio::from(its)).stdout(Stdio::null()).process_group(0);
-        let process = command.spawn().expect("it starts");
+        let process = command.stdin(Stdio::from(its)).process_group(0).spawn().expect("it starts");
         drop(command);
         let taken = Self { process, socket, dir, root: cgroup_root(), slice, control };
         let setup = json!({
@@ -328,6 +332,18 @@ fn what_is_not_understood_ends_it() {
     let closed = std::mem::replace(&mut taken.socket, fs::File::open("/dev/null").expect("a file").into());
     drop(closed);
     assert!(taken.process.wait().expect("it ends").success());
+}
+
+#[test]
+fn it_closes_what_was_left_open_for_it() {
+    let (ours, left_open) = std::os::unix::net::UnixStream::pair().expect("a pair");
+    ours.set_read_timeout(Some(Duration::from_secs(60))).expect("a time-out");
+    let mut command = Command::new("sh");
+    command.args(["-c", "exec \"$0\" privileged-helper 9<&1 >/dev/null"]).arg(binary().expect("a binary"));
+    command.stdout(OwnedFd::from(left_open));
+    let mut taken = Taken::started_by("open", command);
+    assert_eq!((&ours).read(&mut [0]).expect("closed by the helper too"), 0);
+    assert!(taken.process.try_wait().expect("a process").is_none(), "it lives");
 }
 
 #[test]

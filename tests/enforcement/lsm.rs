@@ -299,6 +299,67 @@ fn who_leaves_by_a_descriptor_that_was_opened_before_does_not() {
 }
 
 #[test]
+fn a_task_moves_others_into_its_own_cgroup_and_no_other() {
+    let mut world = world();
+    let script = "for file in sys.argv[1:]: tell('', lambda: os.open(file, os.O_WRONLY))";
+    let own = world.cgroup("agents/one");
+    let own = |file: &str| own.join(file).display().to_string();
+    let others = [
+        own("cgroup.threads"),
+        own("cgroup.subtree_control"),
+        own("cgroup.max.depth"),
+        own("child/cgroup.procs"),
+        world.cgroup("agents").join("cgroup.procs").display().to_string(),
+        world.cgroup("agents/two").join("cgroup.procs").display().to_string(),
+        world.root().join("cgroup.procs").display().to_string(),
+    ];
+    let files = std::iter::once(own("cgroup.procs")).chain(others).collect::<Vec<_>>();
+    let answers =
+        run(&world, "agents/one", script, &files.iter().map(String::as_str).collect::<Vec<_>>(), Stdio::null());
+    let refused = if kernel_takes_lsm() { "=1" } else { "=0" };
+    let mut wanted = vec![refused; files.len()];
+    wanted[0] = "=0";
+    assert_eq!(answers, wanted, "{files:?}");
+    if kernel_takes_lsm() {
+        assert_told(&mut world, &["cgroup"]);
+    }
+}
+
+#[test]
+fn a_datagram_reaches_the_peer_that_was_handed_down_and_no_other() {
+    let world = world();
+    let folder = tempfile::tempdir().expect("a folder");
+    let other = folder.path().join("other");
+    let server = UnixDatagram::bind(&other).expect("a socket");
+    server.set_nonblocking(true).expect("a socket");
+    let script = "s = socket.socket(fileno=0)\n\
+                  tell('peer', lambda: s.send(b'x'))\n\
+                  tell('other', lambda: s.sendto(b'x', sys.argv[1]))\n\
+                  tell('connect', lambda: s.connect(sys.argv[1]))\n\
+                  tell('after', lambda: s.send(b'y'))";
+    // A socket that was made outside is judged by the cgroup it was made in, where only hooks below cgroups judge.
+    let judged = kernel_takes_lsm();
+    for (cgroup, other_reached) in [("free", true), ("agents/one", !judged), ("agents", !judged)] {
+        let (ours, theirs) = UnixDatagram::pair().expect("a pair");
+        let path = other.to_str().expect("text");
+        let said = run(&world, cgroup, script, &[path], OwnedFd::from(theirs).into());
+        ours.set_nonblocking(true).expect("a socket");
+        let told: String = std::iter::from_fn(|| {
+            let mut byte = [0];
+            ours.recv(&mut byte).is_ok().then(|| char::from(byte[0]))
+        })
+        .collect();
+        let arrived = std::iter::from_fn(|| server.recv(&mut [0; 8]).ok()).count();
+        if other_reached {
+            assert_eq!((told.as_str(), arrived), ("x", 2), "{cgroup}: {said:?}");
+        } else {
+            assert_eq!(said, ["peer=0", "other=111", "connect=111", "after=0"], "{cgroup}");
+            assert_eq!((told.as_str(), arrived), ("xy", 0), "{cgroup}");
+        }
+    }
+}
+
+#[test]
 fn peers_of_unix_sockets_are_known_by_their_cgroups() {
     let mut world = world();
     if kernel_judges_unix() || !kernel_takes_lsm() {

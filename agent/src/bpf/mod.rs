@@ -11,6 +11,8 @@
 //!
 //! The failure mode is refusal: a half-attached cgroup reaches nothing, a full table loses origins, and a connection
 //! without an origin is closed.
+//!
+//! Longer than most files: [`Kernel`] is what all of these steps act on, in an order that is the point of them.
 
 mod btf;
 mod error;

@@ -93,6 +93,40 @@ fn what_is_appended_is_read_back_across_segments_and_restarts() {
 }
 
 #[test]
+fn memory_that_was_given_back_holds_what_was_written_to_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = fs::File::options().read(true).write(true).create_new(true).open(dir.path().join("tail")).unwrap();
+    let length = 4 << 20;
+    file.set_len(length as u64).unwrap();
+    let mut tail = tail::TailWriter::map(&file, length).unwrap();
+    let shared = tail.shared();
+    // In kilobytes, as the kernel counts it for this mapping alone.
+    let resident = || -> usize {
+        let maps = fs::read_to_string("/proc/self/smaps").unwrap();
+        let mut lines = maps.lines().skip_while(|line| !line.contains(dir.path().to_str().unwrap()));
+        let line = lines.find(|line| line.starts_with("Rss:")).unwrap();
+        line.split_whitespace().nth(1).unwrap().parse().unwrap()
+    };
+    let chunk = [b'x'; 1000];
+    for at in (0..3 << 20).step_by(chunk.len()) {
+        tail.put(at, &chunk);
+    }
+    let before = resident();
+    assert!(before >= 3 << 10, "{before}");
+    // Not even what was not synced is lost, nor what shares a page with the end.
+    shared.release(0, (3 << 20) - 500);
+    assert!(resident() < 64, "{} of {before}", resident());
+    tail.put(3 << 20, b"after");
+    let mut read = Vec::new();
+    (&file).read_to_end(&mut read).unwrap();
+    assert!(read[..3 << 20].iter().all(|byte| *byte == b'x'));
+    assert_eq!(&read[3 << 20..][..5], b"after");
+    // Outside of the mapping it does nothing.
+    shared.release(length, 1);
+    shared.release(usize::MAX, 2);
+}
+
+#[test]
 fn one_writer_at_a_time() {
     let dir = tempfile::tempdir().unwrap();
     let first = Recorder::open(&small(dir.path())).unwrap();

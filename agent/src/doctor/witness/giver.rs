@@ -25,7 +25,7 @@ use nix::{
     sys::socket::{AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, sendmsg, socket},
 };
 
-use super::{super::attempts::GIVE, unix_addresses};
+use super::{super::attempts::GIVE, places::unix_addresses};
 
 pub(super) struct Giver {
     gifts: Arc<Gifts>,
