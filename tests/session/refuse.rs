@@ -134,6 +134,13 @@ async fn a_path_set_by_what_cannot_be_read_is_not_known() {
         targets = [\"fn:pg_catalog.set_config\"]\neffect = \"allow\"\n";
     let house = TestHouse::new(&server, &format!("{POLICY}{allow}")).unwrap();
     let client = house.client().await.unwrap();
+    client.query("SELECT set_config('search_path', $1, false)", &[&"public"]).await.unwrap();
+    let error = client.simple_query("SELECT * FROM orders LIMIT 1").await.unwrap_err();
+    let message = error.as_db_error().unwrap().message().to_owned();
+    assert!(message.contains("where column 1 of its result comes from cannot be told"), "{message}");
+    let policy = POLICY.replacen("with = \"redact\"", "with = \"redact\"\nunresolved = \"mask\"", 1);
+    let house = TestHouse::new(&server, &format!("{policy}{allow}")).unwrap();
+    let client = house.client().await.unwrap();
     client.simple_query("SELECT * FROM orders LIMIT 1").await.unwrap();
     client.query("SELECT set_config('search_path', $1, false)", &[&"public"]).await.unwrap();
     client.simple_query("SELECT * FROM orders LIMIT 2").await.unwrap();

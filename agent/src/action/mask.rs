@@ -45,6 +45,30 @@ impl Detector {
     }
 }
 
+/// What happens to a result whose values nobody can trace to where they come from, where columns are masked.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, schemars::JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Unresolved {
+    /// The values are hidden.
+    Mask,
+    /// The statement is refused.
+    #[default]
+    Deny,
+}
+
+/// What happens to a command that uses a masked column without returning it: in a condition, an order, a group, a join.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, schemars::JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Inference {
+    /// It passes.
+    Allow,
+    /// It waits for a reviewer.
+    #[default]
+    Hold,
+    /// It is refused.
+    Deny,
+}
+
 /// One `[[mask]]` of a policy.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MaskSpec {
@@ -54,4 +78,16 @@ pub struct MaskSpec {
     pub detect: Vec<Detector>,
     /// What takes the value's place.
     pub with: MaskWith,
+    /// For what cannot be traced. The strictest of an upstream's column masks counts.
+    pub unresolved: Unresolved,
+    /// For what tells of hidden values without returning them. The strictest of an upstream's column masks counts.
+    pub inference: Inference,
+}
+
+impl MaskSpec {
+    /// One that hides nothing yet.
+    pub fn new(with: MaskWith) -> Self {
+        let (unresolved, inference) = Default::default();
+        Self { columns: Vec::new(), detect: Vec::new(), with, unresolved, inference }
+    }
 }

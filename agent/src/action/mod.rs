@@ -9,7 +9,7 @@ pub mod glob;
 mod mask;
 
 pub use glob::{Glob, GlobError};
-pub use mask::{Detector, MaskSpec, MaskWith};
+pub use mask::{Detector, Inference, MaskSpec, MaskWith, Unresolved};
 
 use std::{fmt, ops::Range, sync::Arc, time::SystemTime};
 

@@ -53,7 +53,7 @@ pub fn scrub(data: &[u8]) {
 }
 
 fn masks(detect: &[Detector], with: MaskWith) -> MaskSet {
-    let spec = MaskSpec { columns: Vec::new(), detect: detect.to_vec(), with };
+    let spec = MaskSpec { detect: detect.to_vec(), ..MaskSpec::new(with) };
     // Without columns there is nothing that could be wrong.
     MaskSet::compile(&[spec], [7; 32]).unwrap_or_else(|_| MaskSet::none())
 }

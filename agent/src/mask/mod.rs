@@ -27,7 +27,7 @@ use std::{borrow::Cow, sync::Arc};
 
 use smallvec::SmallVec;
 
-use crate::action::{Detector, GlobError, MaskSpec, MaskWith};
+use crate::action::{Detector, GlobError, MaskSpec, MaskWith, Unresolved};
 use column::ColumnPattern;
 use detect::{Detectors, Found};
 
@@ -53,6 +53,7 @@ pub struct MaskSet {
     detectors: Detectors,
     labels: Labels,
     key: Arc<HashKey>,
+    unresolved: Unresolved,
 }
 
 /// What became of a value.
@@ -151,13 +152,16 @@ impl MaskSet {
                 }
             }
         }
-        Ok(Self { columns: columns.into(), detectors: Detectors::new(&wanted), labels: Labels::new(), key })
+        let by_column = specs.iter().filter(|spec| !spec.columns.is_empty());
+        let unresolved = by_column.map(|spec| spec.unresolved).max().unwrap_or_default();
+        Ok(Self { columns: columns.into(), detectors: Detectors::new(&wanted), labels: Labels::new(), key, unresolved })
     }
 
     /// A set without masks; it still scrubs known secrets.
     pub fn none() -> Self {
         let key = Arc::new(HashKey([0; 32]));
-        Self { columns: Box::default(), detectors: Detectors::new(&[]), labels: Labels::new(), key }
+        let (detectors, unresolved) = (Detectors::new(&[]), Unresolved::default());
+        Self { columns: Box::default(), detectors, labels: Labels::new(), key, unresolved }
     }
 
     /// Whether the policy asks for no mask at all. Known secrets are scrubbed even so.
@@ -168,6 +172,11 @@ impl MaskSet {
     /// Whether any column is masked.
     pub fn has_columns(&self) -> bool {
         !self.columns.is_empty()
+    }
+
+    /// What happens to a result that cannot be traced.
+    pub fn unresolved(&self) -> Unresolved {
+        self.unresolved
     }
 
     /// Whether any detector is on.

@@ -8,12 +8,12 @@ use crate::action::{Detector, MaskSpec, MaskWith};
 const KEY: [u8; 32] = [7; 32];
 
 fn columns(patterns: &[(&str, MaskWith)]) -> MaskSet {
-    let spec = |(p, with): &(&str, MaskWith)| MaskSpec { columns: vec![(*p).into()], detect: vec![], with: *with };
+    let spec = |(p, with): &(&str, MaskWith)| MaskSpec { columns: vec![(*p).into()], ..MaskSpec::new(*with) };
     MaskSet::compile(&patterns.iter().map(spec).collect::<Vec<_>>(), KEY).unwrap()
 }
 
 fn detectors(detect: &[Detector], with: MaskWith) -> MaskSet {
-    MaskSet::compile(&[MaskSpec { columns: vec![], detect: detect.to_vec(), with }], KEY).unwrap()
+    MaskSet::compile(&[MaskSpec { detect: detect.to_vec(), ..MaskSpec::new(with) }], KEY).unwrap()
 }
 
 fn all() -> MaskSet {
@@ -84,7 +84,7 @@ fn any_column_may_be_named_where_a_pattern_ends_in_a_wildcard() {
 #[test]
 fn a_bad_pattern_is_named() {
     for pattern in ["", "a..b", "\"open", "a.***"] {
-        let spec = MaskSpec { columns: vec![pattern.into()], detect: vec![], with: MaskWith::Null };
+        let spec = MaskSpec { columns: vec![pattern.into()], ..MaskSpec::new(MaskWith::Null) };
         let error = MaskSet::compile(&[spec], KEY).expect_err(pattern);
         assert!(error.to_string().contains(&format!("`{pattern}`")), "{error}");
     }
@@ -364,9 +364,9 @@ fn detectors_that_are_off_find_nothing() {
 #[test]
 fn overlaps_merge_into_the_stricter_mask() {
     let specs = [
-        MaskSpec { columns: vec![], detect: vec![Detector::Email], with: MaskWith::Partial },
-        MaskSpec { columns: vec![], detect: vec![Detector::CreditCard], with: MaskWith::Hash },
-        MaskSpec { columns: vec![], detect: vec![Detector::CreditCard], with: MaskWith::Partial },
+        MaskSpec { detect: vec![Detector::Email], ..MaskSpec::new(MaskWith::Partial) },
+        MaskSpec { detect: vec![Detector::CreditCard], ..MaskSpec::new(MaskWith::Hash) },
+        MaskSpec { detect: vec![Detector::CreditCard], ..MaskSpec::new(MaskWith::Partial) },
     ];
     let set = MaskSet::compile(&specs, KEY).unwrap();
     let mut hits = Hits::default();

@@ -42,6 +42,10 @@ pub(super) fn check(source: &Source, file: &File, known: Upstreams, errors: &mut
     for upstream in &upstreams {
         rules.extend(upstream.tier.into_iter().flat_map(|tier| tier.rules(&upstream.name)));
     }
+    for (upstream, masks) in upstreams.iter().zip(&masks) {
+        let by_column = masks.iter().filter(|mask| !mask.columns.is_empty());
+        rules.extend(by_column.map(|mask| mask.inference).max().map(|with| rule::inference(&upstream.name, with)));
+    }
     rules.push(rule::implicit());
     rules.sort_by(|a, b| a.order().cmp(&b.order()));
     let floor = workload.autonomy.floor();
@@ -250,6 +254,10 @@ impl Checker<'_> {
                 .filter_map(|pattern| Some((pattern.span.clone(), self.column(pattern)?)))
                 .collect();
             let detect = self.filled(&mask.detect, "detect").unwrap_or_default();
+            let spans = [mask.unresolved.as_ref().map(|at| &at.span), mask.inference.as_ref().map(|at| &at.span)];
+            if let Some(span) = spans.into_iter().flatten().next().filter(|_| mask.columns.is_none()) {
+                self.hinted(span, "this is for masks of columns", "what a detector finds has no column");
+            }
             let here: Vec<usize> = (0..self.upstreams.len())
                 .filter(|place| names.as_ref().is_none_or(|names| names.contains(&self.upstreams[*place].name)))
                 .collect();
@@ -272,6 +280,8 @@ impl Checker<'_> {
                     columns: columns.iter().map(|(_, column)| column.clone()).collect(),
                     detect: detect.iter().map(|detector| detector.value).collect(),
                     with: mask.with,
+                    unresolved: mask.unresolved.as_ref().map(|at| at.value).unwrap_or_default(),
+                    inference: mask.inference.as_ref().map(|at| at.value).unwrap_or_default(),
                 });
             }
         }

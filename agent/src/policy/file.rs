@@ -11,7 +11,7 @@ use serde::{
 use super::{
     Autonomy, ClientTls, Effect, Filesystem, HoldScope, Reviewer, RunAs, Tier, TlsMode, duration::Span, size::Size,
 };
-use crate::action::{Detector, MaskWith, Verb};
+use crate::action::{Detector, Inference, MaskWith, Unresolved, Verb};
 
 /// The policy of one workload.
 #[derive(Debug, Deserialize, JsonSchema)]
@@ -207,6 +207,13 @@ pub(super) struct Mask {
     pub(super) detect: Option<At<Vec<At<Detector>>>>,
     /// What takes the value's place.
     pub(super) with: MaskWith,
+    /// For results whose values cannot be traced to columns: `deny` refuses the statement (default), `mask` hides them.
+    /// The strictest of an upstream's masks of columns counts.
+    pub(super) unresolved: Option<At<Unresolved>>,
+    /// For commands that use a hidden column without returning it, in a condition, an order, a group or a join: `allow`,
+    /// `hold` (default), `deny`. Equality with a bound parameter passes. The strictest of an upstream's masks of columns
+    /// counts.
+    pub(super) inference: Option<At<Inference>>,
 }
 
 /// A value and where it stands in the file.

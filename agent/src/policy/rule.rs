@@ -5,7 +5,7 @@ use std::{fmt, sync::Arc, time::Duration};
 use serde::{Serialize, Serializer, ser::SerializeMap};
 
 use super::{Autonomy, Effect, HoldScope, Reason, Reviewer, Tier, duration, when::When};
-use crate::action::{Glob, ProtocolId, Verb};
+use crate::action::{Glob, Inference, ProtocolId, Verb};
 
 /// How long a command waits where no rule says.
 pub const DEFAULT_EXPIRES: Duration = Duration::from_secs(15 * 60);
@@ -18,6 +18,8 @@ pub enum Origin {
     File,
     /// The preset of an upstream's tier.
     Tier,
+    /// The masks of an upstream: what may be inferred from columns that are hidden.
+    Masks,
     /// The workload's autonomy: raises what other rules let through, and lets nothing through by itself.
     Autonomy,
     /// Every policy: connections to the upstreams it declares.
@@ -153,6 +155,7 @@ impl fmt::Display for RuleSpec {
             Origin::Autonomy => {
                 writeln!(f, "# from the workload's autonomy; only raises what other rules let through")?
             }
+            Origin::Masks => writeln!(f, "# from the masks of the upstream's columns")?,
             Origin::Implicit => writeln!(f, "# part of every policy")?,
         }
         writeln!(f, "[[rule]]")?;
@@ -261,6 +264,18 @@ impl Autonomy {
         let verbs: Vec<Verb> = Verb::ALL.iter().copied().filter(|verb| verb.changes()).collect();
         Some(RuleSpec::preset(Origin::Autonomy, format!("autonomy:{}", self.as_str()), &verbs, effect, reason))
     }
+}
+
+/// What becomes of commands that tell of an upstream's masked columns without returning them.
+pub(super) fn inference(upstream: &Arc<str>, with: Inference) -> RuleSpec {
+    let effect = match with {
+        Inference::Allow => Effect::Allow,
+        Inference::Hold => Effect::Hold,
+        Inference::Deny => Effect::Deny,
+    };
+    let reason = "it tells of a masked column without returning it";
+    let rule = RuleSpec::preset(Origin::Masks, format!("inference:{upstream}"), &[Verb::Infer], effect, reason);
+    RuleSpec { upstreams: Some(vec![Arc::clone(upstream)]), ..rule }
 }
 
 /// The rule that every policy has.

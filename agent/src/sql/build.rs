@@ -5,6 +5,7 @@ use std::collections::HashSet;
 use sqlparser::ast::{Ident, ObjectName, ObjectNamePart};
 
 use super::{
+    lineage::Lineage,
     setting::{SettingRule, setting_rule},
     statement::{Mentions, Names, StatementKind},
     words::{self, Builtin},
@@ -59,6 +60,8 @@ pub(super) struct Builder<'a> {
     pub(super) kind: StatementKind,
     /// Names of calls that are accounted for, to check against the tokens.
     pub(super) calls: HashSet<String>,
+    /// Of the query or change that it is or holds.
+    pub(super) lineage: Option<Lineage>,
 }
 
 impl<'a> Builder<'a> {
@@ -71,7 +74,28 @@ impl<'a> Builder<'a> {
             mentions: Mentions::default(),
             kind: StatementKind::Utility,
             calls: HashSet::new(),
+            lineage: None,
         }
+    }
+
+    /// The lineage of the statement, once it was read. What was not understood as a whole has none.
+    pub(super) fn whole_lineage(&mut self) -> Lineage {
+        let Some(mut lineage) = self.lineage.take() else {
+            // What it reads, if anything, it reads whole: nothing is searched for.
+            return Lineage { outputs: None, ..Lineage::nothing() };
+        };
+        if self.clarity != Clarity::Parsed {
+            return Lineage::default();
+        }
+        let verb = &self.facts.verb;
+        if self.kind == StatementKind::Utility {
+            // What a view reads is known when the catalogue is read again.
+            let outputs = lineage.outputs.replace(Vec::new());
+            if !verb.contains("view") && !verb.starts_with("explain") {
+                lineage.store_new(outputs);
+            }
+        }
+        lineage
     }
 
     /// Adds a part once.

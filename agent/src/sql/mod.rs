@@ -16,6 +16,7 @@ mod cursor;
 mod ddl;
 pub mod fuzz;
 mod lexer;
+mod lineage;
 mod reshape;
 mod setting;
 mod shape;
@@ -35,6 +36,7 @@ use self::{
 };
 use crate::action::{Action, Clarity, Facts, ProtocolId, SqlFacts, Target, Verb};
 
+pub use lineage::{Column, Lineage, Output, Sources};
 pub use reshape::Reshape;
 pub use setting::{SettingRule, setting_rule};
 pub use shape::shape;
@@ -74,6 +76,7 @@ pub fn classify(text: &str, names: &dyn Names) -> Classified {
                     span,
                     mentions: Mentions::default(),
                     reshape: Reshape::default(),
+                    lineage: Lineage::nothing(),
                 });
             }
             continue;
@@ -84,6 +87,7 @@ pub fn classify(text: &str, names: &dyn Names) -> Classified {
         if build.parts.is_empty() {
             build.plain(Verb::Session, "sql:constant");
         }
+        let lineage = build.whole_lineage();
         let Builder { parts, facts: mut fact, clarity, mut mentions, kind, .. } = build;
         if clarity != Clarity::Opaque {
             understood += 1;
@@ -98,7 +102,7 @@ pub fn classify(text: &str, names: &dyn Names) -> Classified {
         fact.text = text[span.clone()].to_owned();
         action.parts.extend(parts);
         facts.push(fact);
-        infos.push(StatementInfo { kind, span, mentions, reshape });
+        infos.push(StatementInfo { kind, span, mentions, reshape, lineage });
     }
     if understood == 0 && count > 0 {
         action.clarity = Clarity::Opaque;
@@ -127,6 +131,7 @@ fn opaque(text: &str) -> Classified {
             span: 0..text.len(),
             mentions: Mentions::default(),
             reshape,
+            lineage: Lineage::default(),
         }],
     }
 }

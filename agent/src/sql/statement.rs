@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeSet, ops::Range, sync::Arc};
 
-use super::reshape::Reshape;
+use super::{lineage::Lineage, reshape::Reshape};
 use crate::action::Action;
 
 /// How a connection resolves names at the moment a command is judged. The protocol tracks `search_path` and what
@@ -14,6 +14,8 @@ pub trait Names {
     fn function_schema(&self, schema: Option<&str>, name: &str) -> Option<Arc<str>>;
     /// Where an unqualified CREATE puts its object.
     fn creation_schema(&self) -> Option<Arc<str>>;
+    /// The names of a relation's columns in order. Without them, no value can be told to come from elsewhere.
+    fn columns(&self, schema: &str, name: &str) -> Option<Arc<[Arc<str>]>>;
 }
 
 /// A command, understood as far as it can be.
@@ -37,6 +39,8 @@ pub struct StatementInfo {
     pub mentions: Mentions,
     /// Which names mean something else from here on.
     pub reshape: Reshape,
+    /// Where its values come from.
+    pub lineage: Lineage,
 }
 
 /// What a statement means to the protocol: what it changes in the session, and how its rows come back.

@@ -289,6 +289,9 @@ fn unresolved_names_say_so() {
         fn creation_schema(&self) -> Option<Arc<str>> {
             None
         }
+        fn columns(&self, _: &str, _: &str) -> Option<Arc<[Arc<str>]>> {
+            None
+        }
     }
     let action = classify("select lower(a), pg_read_file('x') from t", &Nothing).action;
     let parts: Vec<String> = action.parts.iter().map(|(v, t)| format!("{v} {t}")).collect();

@@ -11,6 +11,7 @@ use super::{
     cursor::Cursor,
     ddl, is_data,
     lexer::{Lexeme, Token},
+    lineage::Output,
     statement::{CopyDirection, CopyFormat, CopyInfo, CopySource, Discard, StatementKind},
 };
 use crate::action::{Target, Verb};
@@ -580,6 +581,11 @@ fn explain(mut c: Cursor<'_>, build: &mut Builder<'_>) -> Option<()> {
         build.kind = StatementKind::Query;
     }
     build.mentions.nested_wildcard = true;
+    if let Some(lineage) = &mut build.lineage {
+        // A plan tells what the statement says, and how many rows there are; no value is in it.
+        lineage.outputs = Some(vec![Output::default()]);
+        lineage.stored.clear();
+    }
     Some(())
 }
 

@@ -24,6 +24,7 @@ use super::{
     build::{Builder, Name},
     condition,
     lexer::{Lexeme, Token},
+    lineage,
     setting::{SettingRule, setting_rule},
     statement::StatementKind,
     words,
@@ -33,7 +34,7 @@ use crate::action::Verb;
 /// Adds the parts of a parsed statement.
 pub(super) fn walk(statement: &Statement, tokens: &[Token], build: &mut Builder<'_>) {
     let mut walk = Walk {
-        build,
+        build: &mut *build,
         outermost: outermost_select(statement),
         scopes: Vec::new(),
         ctes: HashMap::new(),
@@ -45,6 +46,7 @@ pub(super) fn walk(statement: &Statement, tokens: &[Token], build: &mut Builder<
     };
     let _ = statement.visit(&mut walk);
     walk.finish(statement, tokens);
+    build.lineage = Some(lineage::of(statement, build.names));
 }
 
 struct Walk<'w, 'a> {

@@ -280,4 +280,8 @@ impl Names for Offline {
     fn creation_schema(&self) -> Option<Arc<str>> {
         Some("public".into())
     }
+
+    fn columns(&self, _schema: &str, _name: &str) -> Option<Arc<[Arc<str>]>> {
+        None
+    }
 }

@@ -20,10 +20,11 @@ use bytes::{BufMut, BytesMut};
 use super::{
     codec::{self, put, put_cstr},
     flux::Flux,
+    hidden::ColumnMasks,
     login::{self, LoginError},
 };
 use crate::{
-    mask::{ColumnMask, MaskSet},
+    mask::MaskSet,
     session::{BoxIo, ConnectionCx},
     wire::{Reader, pump::Side},
 };
@@ -43,7 +44,7 @@ pub struct Attribute {
     /// Its number, from 1.
     pub number: i16,
     /// Its name.
-    pub name: Box<str>,
+    pub name: Arc<str>,
     /// Its type.
     pub type_oid: u32,
 }
@@ -59,10 +60,18 @@ pub struct Relation {
     pub name: Box<str>,
     /// Its columns in order, dropped ones left out.
     pub attributes: Vec<Attribute>,
+    /// The names of these.
+    pub names: Arc<[Arc<str>]>,
 }
 
-/// Masks by table and column number.
-pub type ColumnMasks = HashMap<(u32, i16), ColumnMask>;
+/// A view, stored or not.
+#[derive(Clone, Debug)]
+pub struct View {
+    /// Its query, with the schema of everything but what is PostgreSQL's own.
+    pub definition: String,
+    /// The relations in it.
+    pub reads: Vec<u32>,
+}
 
 /// One reading.
 pub struct Catalog {
@@ -70,8 +79,10 @@ pub struct Catalog {
     by_name: HashMap<Arc<str>, HashMap<Box<str>, u32>>,
     functions: HashMap<Arc<str>, HashSet<Box<str>>>,
     function_names: HashMap<u32, (Arc<str>, Box<str>)>,
-    /// View to the (table, column) pairs that it reads.
-    views: HashMap<u32, Vec<(u32, i16)>>,
+    /// Views, and what is known about them.
+    pub(super) views: HashMap<u32, View>,
+    /// Tables and those that their rows are among: children and parents.
+    pub(super) children: Vec<(u32, u32)>,
     /// Schemas that we may use: others are skipped where a path is searched.
     usable: HashSet<Box<str>>,
     /// Schemas that a new session searches, in order.
@@ -124,8 +135,12 @@ impl Catalog {
         self.read_at.elapsed()
     }
 
-    /// Which columns a set of masks hides. A view that reads a hidden column is hidden in all of its columns: which of them
-    /// derives from it is not known here.
+    /// All relations.
+    pub(super) fn relations(&self) -> impl Iterator<Item = &Relation> {
+        self.relations.values()
+    }
+
+    /// Which columns a set of masks hides.
     pub fn column_masks(&self, masks: &Arc<MaskSet>) -> Arc<ColumnMasks> {
         let mut cached = self.masks.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some((of, found)) = &*cached
@@ -133,34 +148,9 @@ impl Catalog {
         {
             return Arc::clone(found);
         }
-        let found = Arc::new(self.compute_masks(masks));
+        let found = Arc::new(ColumnMasks::new(self, masks));
         *cached = Some((Arc::clone(masks), Arc::clone(&found)));
         found
-    }
-
-    fn compute_masks(&self, masks: &MaskSet) -> ColumnMasks {
-        let mut found = ColumnMasks::new();
-        for relation in self.relations.values() {
-            for attribute in &relation.attributes {
-                if let Some(mask) = masks.column(&relation.schema, &relation.name, &attribute.name) {
-                    found.insert((relation.oid, attribute.number), mask);
-                }
-            }
-        }
-        // Views over views: until nothing is added.
-        loop {
-            let before = found.len();
-            for (view, reads) in &self.views {
-                let Some(mask) = reads.iter().find_map(|column| found.get(column)).cloned() else { continue };
-                let Some(relation) = self.relations.get(view) else { continue };
-                for attribute in &relation.attributes {
-                    found.entry((*view, attribute.number)).or_insert_with(|| mask.clone());
-                }
-            }
-            if found.len() == before {
-                return found;
-            }
-        }
     }
 }
 
@@ -283,6 +273,7 @@ async fn load(cx: &ConnectionCx) -> Result<Catalog, LoginError> {
         functions: HashMap::new(),
         function_names: HashMap::new(),
         views: HashMap::new(),
+        children: Vec::new(),
         usable: HashSet::from(["pg_temp".into()]),
         search_path: Vec::new(),
         current_user: "".into(),
@@ -307,7 +298,9 @@ async fn load(cx: &ConnectionCx) -> Result<Catalog, LoginError> {
         let [oid, schema, name] = columns(row)?;
         let (oid, schema) = (number(&oid)?, schema_of(schema));
         catalog.by_name.entry(Arc::clone(&schema)).or_default().insert(name.as_str().into(), oid);
-        catalog.relations.insert(oid, Relation { oid, schema, name: name.into(), attributes: Vec::new() });
+        catalog
+            .relations
+            .insert(oid, Relation { oid, schema, name: name.into(), attributes: Vec::new(), names: Arc::default() });
     }
     let attributes = "SELECT a.attrelid, a.attnum, a.attname, a.atttypid FROM pg_catalog.pg_attribute a \
         JOIN pg_catalog.pg_class c ON c.oid = a.attrelid WHERE a.attnum > 0 AND NOT a.attisdropped \
@@ -327,14 +320,31 @@ async fn load(cx: &ConnectionCx) -> Result<Catalog, LoginError> {
         catalog.functions.entry(Arc::clone(&schema)).or_default().insert(name.as_str().into());
         catalog.function_names.insert(number(&oid)?, (schema, name.into()));
     }
-    let views = "SELECT DISTINCT r.ev_class, d.refobjid, d.refobjsubid FROM pg_catalog.pg_depend d \
+    for relation in catalog.relations.values_mut() {
+        relation.names = relation.attributes.iter().map(|attribute| Arc::clone(&attribute.name)).collect();
+    }
+    // Without a path, definitions name the schema of everything but what is PostgreSQL's own.
+    simple(&mut side, "SELECT pg_catalog.set_config('search_path', '', false)").await?;
+    let definitions = "SELECT c.oid, pg_catalog.pg_get_viewdef(c.oid) FROM pg_catalog.pg_class c \
+        JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace WHERE c.relkind IN ('v','m') AND \
+        (n.nspname NOT IN ('pg_catalog', 'information_schema') OR c.relname IN ('pg_stats', 'pg_stats_ext', 'pg_stats_ext_exprs'))";
+    for row in simple(&mut side, definitions).await? {
+        let [view, definition] = columns(row)?;
+        catalog.views.insert(number(&view)?, View { definition, reads: Vec::new() });
+    }
+    let reads = "SELECT DISTINCT r.ev_class, d.refobjid FROM pg_catalog.pg_depend d \
         JOIN pg_catalog.pg_rewrite r ON r.oid = d.objid \
         WHERE d.classid = 'pg_catalog.pg_rewrite'::pg_catalog.regclass \
-        AND d.refclassid = 'pg_catalog.pg_class'::pg_catalog.regclass \
-        AND d.refobjsubid > 0 AND r.ev_class <> d.refobjid";
-    for row in simple(&mut side, views).await? {
-        let [view, table, column] = columns(row)?;
-        catalog.views.entry(number(&view)?).or_default().push((number(&table)?, number(&column)?));
+        AND d.refclassid = 'pg_catalog.pg_class'::pg_catalog.regclass AND r.ev_class <> d.refobjid";
+    for row in simple(&mut side, reads).await? {
+        let [view, relation] = columns(row)?;
+        if let Some(view) = catalog.views.get_mut(&number(&view)?) {
+            view.reads.push(number(&relation)?);
+        }
+    }
+    for row in simple(&mut side, "SELECT inhrelid, inhparent FROM pg_catalog.pg_inherits").await? {
+        let [child, parent] = columns(row)?;
+        catalog.children.push((number(&child)?, number(&parent)?));
     }
     Ok(catalog)
 }

@@ -89,9 +89,8 @@ pub fn startup(data: &[u8]) {
 /// A masker with a column mask, every detector and one known secret.
 fn masker() -> Masker {
     let specs = [
-        MaskSpec { columns: vec!["public.t.hidden".into()], detect: Vec::new(), with: MaskWith::Redact },
+        MaskSpec { columns: vec!["public.t.hidden".into()], ..MaskSpec::new(MaskWith::Redact) },
         MaskSpec {
-            columns: Vec::new(),
             detect: vec![
                 Detector::CreditCard,
                 Detector::Iban,
@@ -99,7 +98,7 @@ fn masker() -> Masker {
                 Detector::PrivateKey,
                 Detector::ApiToken,
             ],
-            with: MaskWith::Redact,
+            ..MaskSpec::new(MaskWith::Redact)
         },
     ];
     // Constant and valid, as the tests of masks show.

@@ -246,37 +246,6 @@ impl Masker {
             masked => Some(masked.or_text(text).into_owned()),
         }
     }
-
-    /// Masks the texts of an ErrorResponse or NoticeResponse. One that cannot be read is replaced.
-    pub fn message(&self, tag: u8, body: &[u8], hits: &mut Hits) -> Rewrite {
-        let Some(fields) = super::deny::fields(body) else {
-            let message = super::deny::Message::error("XX000", "the upstream sent an error that cannot be read");
-            return Rewrite::Replace(message.encode());
-        };
-        let mut changed = false;
-        let texts: Vec<(u8, Vec<u8>)> = fields
-            .into_iter()
-            .map(|(kind, text)| match self.text(text, hits) {
-                Some(new) => {
-                    changed = true;
-                    (kind, new)
-                }
-                None => (kind, text.to_vec()),
-            })
-            .collect();
-        if !changed {
-            return Rewrite::Pass;
-        }
-        let mut out = BytesMut::new();
-        codec::put(&mut out, tag, |b| {
-            for (kind, text) in &texts {
-                b.put_u8(*kind);
-                codec::put_cstr(b, text);
-            }
-            b.put_u8(0);
-        });
-        Rewrite::Replace(out.freeze())
-    }
 }
 
 fn put_value(out: &mut BytesMut, value: &[u8]) -> Result<(), Malformed> {
@@ -352,11 +321,12 @@ pub fn sample(plan: Option<&Plan>, frame: &Bytes) -> Vec<Option<String>> {
 }
 
 /// The plan for a RowDescription. `rule` tells what a column of a table gets; `computed` what any other gets.
-pub fn plan(fields: &[Field], mut rule: impl FnMut(u32, i16) -> Rule, computed: &Rule) -> Plan {
+pub fn plan(fields: &[Field], rule: impl Fn(u32, i16) -> Rule, computed: impl Fn(usize) -> Rule) -> Plan {
     let columns = fields
         .iter()
-        .map(|field| Column {
-            rule: if field.table == 0 { computed.clone() } else { rule(field.table, field.attribute) },
+        .enumerate()
+        .map(|(at, field)| Column {
+            rule: if field.table == 0 { computed(at) } else { rule(field.table, field.attribute) },
             type_oid: field.type_oid,
             format: field.format,
         })

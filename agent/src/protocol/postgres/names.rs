@@ -339,6 +339,11 @@ impl Names for PathNames<'_> {
         let there = |schema: &str| There::of(self.catalog.is_usable(schema), self.flux.touches_schema(schema));
         self.agreed(|path| first(path.iter().map(|schema| &**schema), there))
     }
+
+    fn columns(&self, schema: &str, name: &str) -> Option<Arc<[Arc<str>]>> {
+        let relation = self.catalog.relation(schema, name).filter(|_| !self.flux.touches_relation(schema, name))?;
+        Some(Arc::clone(&relation.names))
+    }
 }
 
 /// `set_config` gives the whole list as one text, SET gives its items.

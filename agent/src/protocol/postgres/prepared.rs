@@ -38,8 +38,12 @@ pub struct Prepared {
     pub epoch: u64,
     /// Its result columns, once described.
     pub described: Described,
-    /// Whether its computed columns may derive from masked ones, under the masks that this was asked for.
-    pub taint: Memo<(Arc<MaskSet>, bool)>,
+    /// The masks that `action` and `barred` were told under.
+    pub masks: Arc<MaskSet>,
+    /// Why it may not run, whatever the rules say.
+    pub barred: Option<(&'static str, String)>,
+    /// Which of its computed columns are hidden, and whether it may reach a masked one, under the masks that this was asked for.
+    pub computed: Memo<(Arc<MaskSet>, (Computed, bool))>,
     /// What its last rows were masked by.
     pub last: Memo<Arc<Planned>>,
     /// Its memory.
@@ -51,6 +55,47 @@ pub fn weight(sql: &str, essence: &[u8]) -> usize {
     sql.len() * 8 + essence.len()
 }
 
+/// Which columns of a result that are no table's are hidden.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Computed {
+    /// None.
+    Shown,
+    /// All.
+    Hidden,
+    /// Each by itself.
+    Each(Arc<[ComputedColumn]>),
+}
+
+/// A column of a result.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ComputedColumn {
+    /// Its name, where the statement gives it one.
+    pub name: Option<Arc<str>>,
+    /// Whether it derives from what is masked, or may.
+    pub hidden: bool,
+}
+
+impl Computed {
+    /// Where columns cannot be told apart.
+    pub fn coarse(hidden: bool) -> Self {
+        if hidden { Self::Hidden } else { Self::Shown }
+    }
+
+    /// Whether a column of the result is hidden. A result of another form than was expected is hidden.
+    pub fn hides(&self, at: usize, fields: &[Field]) -> bool {
+        match self {
+            Self::Shown => false,
+            Self::Hidden => true,
+            Self::Each(columns) => match (columns.get(at), fields.get(at)) {
+                (Some(column), Some(field)) if columns.len() == fields.len() => {
+                    column.hidden || column.name.as_deref().is_some_and(|name| *name != *field.name)
+                }
+                _ => true,
+            },
+        }
+    }
+}
+
 /// The plan of a statement's rows, and all that it follows from.
 #[derive(Debug)]
 pub struct Planned {
@@ -58,8 +103,8 @@ pub struct Planned {
     pub masks: Arc<MaskSet>,
     /// The catalogue and what is in flux: see [`super::names::NameState::epoch`].
     pub epoch: u64,
-    /// Whether computed columns were hidden.
-    pub tainted: bool,
+    /// Which computed columns were hidden.
+    pub computed: Computed,
     /// The columns as described.
     pub fields: Arc<[Field]>,
     /// Their formats.

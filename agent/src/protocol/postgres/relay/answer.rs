@@ -14,10 +14,10 @@ use super::{
     pending::{Copying, Expect, Op, Tally},
 };
 use crate::{
-    action::{Action, Verb},
+    action::Action,
     protocol::postgres::{
         deny::{self, Message},
-        prepared::{Described, Memo, Prepared, weight},
+        prepared::{Computed, Described, Memo, Prepared, weight},
     },
     session::{Begun, HoldNotice, Permit, Refusal},
     sql::{self, StatementInfo, StatementKind},
@@ -79,7 +79,7 @@ impl Relay {
             Then::Query { statements, sql, action } => self.forward_query(permit, statements, &sql, action)?,
             Then::Parse { name, prepared } => {
                 self.upstream_queue().forward(permit);
-                let previous = self.registry.statements.insert(name.clone(), Arc::new(prepared));
+                let previous = self.registry.statements.insert(name.clone(), prepared);
                 self.owed.push_back(Expect::Parse { name, previous });
             }
             Then::Bind { name, portal } => {
@@ -91,13 +91,13 @@ impl Relay {
                 portal.running.store(true, Ordering::Relaxed);
                 let statement = Arc::clone(&portal.statement);
                 self.remember(&statement.statements, &statement.sql, &statement.action)?;
-                let tainted = self.tainted_prepared(&statement);
-                let op = Self::op(&permit, Arc::clone(&statement.statements), tainted);
+                let computed = self.computed_prepared(&statement);
+                let op = Self::op(&permit, Arc::clone(&statement.statements), computed);
                 self.upstream_queue().forward(permit);
                 self.owed.push_back(Expect::Execute { op: Box::new(op), portal });
             }
             Then::Function => {
-                let op = Self::op(&permit, Arc::from([]), true);
+                let op = Self::op(&permit, Arc::from([]), (Computed::Hidden, self.masker.masks.has_columns()));
                 self.upstream_queue().forward(permit);
                 self.owed.push_back(Expect::Function(Box::new(op)));
             }
@@ -113,8 +113,8 @@ impl Relay {
         action: Action,
     ) -> Result<(), Stop> {
         self.remember(&statements, sql, &action)?;
-        let tainted = self.tainted(&statements, &action);
-        let mut op = Self::op(&permit, statements, tainted);
+        let computed = self.computed(&statements, &action);
+        let mut op = Self::op(&permit, statements, computed);
         op.judged = Some(action);
         self.upstream_queue().forward(permit);
         self.owed.push_back(Expect::Query(Box::new(op)));
@@ -150,7 +150,9 @@ impl Relay {
                 essence: Bytes::copy_from_slice(text.as_bytes()),
                 epoch: self.names.epoch(),
                 described: Described::default(),
-                taint: Memo::default(),
+                computed: Memo::default(),
+                barred: None,
+                masks: Arc::clone(&self.masker.masks),
                 last: Memo::default(),
                 charge: self.cx.memory.charge(weight(sql, text.as_bytes()) + taken)?,
             };
@@ -163,7 +165,7 @@ impl Relay {
         Ok(())
     }
 
-    fn op(permit: &Permit, statements: Arc<[StatementInfo]>, tainted: bool) -> Op {
+    fn op(permit: &Permit, statements: Arc<[StatementInfo]>, (computed, touches): (Computed, bool)) -> Op {
         let copies: VecDeque<_> = statements
             .iter()
             .filter_map(|statement| match &statement.kind {
@@ -175,7 +177,8 @@ impl Relay {
             seq: permit.seq(),
             since: Instant::now(),
             judged: None,
-            tainted,
+            computed,
+            touches,
             statements,
             copies,
             copying: Copying::No,
@@ -183,36 +186,6 @@ impl Relay {
             plan: None,
             tally: Tally::default(),
         }
-    }
-
-    /// Whether computed columns may derive from masked ones: the statement names one, or could reach one without naming
-    /// it (`*` in a sub-select, whole rows, renamed columns, code that is not ours to read).
-    fn tainted(&self, statements: &[StatementInfo], action: &Action) -> bool {
-        if !self.masker.masks.has_columns() || reads_only_catalogue(action) {
-            return false;
-        }
-        let opaque = |info: &StatementInfo| {
-            let m = &info.mentions;
-            matches!(info.kind, StatementKind::Opaque)
-                || m.nested_wildcard
-                || m.whole_row
-                || m.renames_columns
-                || m.identifiers.iter().any(|name| self.masker.masks.may_name_column(name))
-        };
-        action.parts.iter().any(|(verb, _)| matches!(verb, Verb::Execute | Verb::Unknown))
-            || statements.iter().any(opaque)
-            || self.registry.named(statements).any(|prepared| prepared.statements.iter().any(opaque))
-    }
-
-    /// The same of a prepared statement.
-    fn tainted_prepared(&self, statement: &Prepared) -> bool {
-        let masks = &self.masker.masks;
-        let anew = || self.tainted(&statement.statements, &statement.action);
-        if self.registry.named(&statement.statements).next().is_some() {
-            // What the names stand for may change.
-            return anew();
-        }
-        statement.taint.get(|(under, _)| Arc::ptr_eq(under, masks), || (Arc::clone(masks), anew())).1
     }
 
     /// Makes the upstream refuse in this place, and remembers what to tell the client then.
@@ -226,18 +199,4 @@ impl Relay {
             self.owed.push_back(Expect::RefusedQuery(refusal));
         }
     }
-}
-
-/// Whether a command reads nothing but PostgreSQL's own tables, and of those none that keeps values of others'
-/// (statistics, running statements, large objects). Calls that could read more are parts of their own.
-fn reads_only_catalogue(action: &Action) -> bool {
-    const KEEPS_VALUES: [&str; 3] = ["pg_stat", "pg_largeobject", "pg_prepared"];
-    action.parts.iter().all(|(verb, target)| match verb {
-        Verb::Session => true,
-        Verb::Read => target
-            .as_str()
-            .strip_prefix("pg_catalog.")
-            .is_some_and(|name| !KEEPS_VALUES.iter().any(|keeps| name.starts_with(keeps)) && name != "pg_cursors"),
-        _ => false,
-    })
 }

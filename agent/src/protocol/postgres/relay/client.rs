@@ -13,6 +13,7 @@ use bytes::{BufMut, Bytes, BytesMut};
 use super::{
     Relay, Stop, Wait,
     command::{describe_parameters, empty_prepared, keep, malformed, missing, portal_command, unresolved},
+    origin::Barred,
     pending::{Asker, Copying, Expect},
     texts::Meaning,
 };
@@ -37,7 +38,7 @@ pub(super) enum Then {
     /// A simple Query.
     Query { statements: Arc<[StatementInfo]>, sql: Arc<str>, action: Action },
     /// Parse of a statement.
-    Parse { name: String, prepared: Prepared },
+    Parse { name: String, prepared: Arc<Prepared> },
     /// Bind of a portal.
     Bind { name: String, portal: Portal },
     /// Execute of a portal.
@@ -167,7 +168,13 @@ impl Relay {
         }
     }
 
-    /// Refuses settings that change how text is read or who runs it, whatever a rule says.
+    /// Why a command may not run, whatever a rule says.
+    fn barred(&self, statements: &[StatementInfo], action: &Action) -> Option<Barred> {
+        let pinned = Self::pinned(statements).map(|why| ("pinned settings", why));
+        pinned.or_else(|| self.barred_by_masks(statements, action))
+    }
+
+    /// Settings that change how text is read or who runs it.
     fn pinned(statements: &[StatementInfo]) -> Option<String> {
         statements.iter().find_map(|statement| match &statement.kind {
             StatementKind::Set { name, value, .. } => match setting_rule(name) {
@@ -193,7 +200,8 @@ impl Relay {
             Err(error) => return Err(SessionError::Client(error.to_string())),
         };
         let Some(Meaning { action, statements, shape }) = self.classify(sql, &frame) else { return Ok(()) };
-        let action = self.registry.complete(&action, &statements);
+        let action = self.whole_action(&action, &statements);
+        let barred = self.barred(&statements, &action);
         let text: Arc<str> = sql.into();
         let command = Command {
             hash: *blake3::hash(frame.bytes()).as_bytes(),
@@ -204,8 +212,8 @@ impl Relay {
             bytes: frame.into_bytes(),
             standing: Standing::New,
         };
-        let begun = match Self::pinned(&statements) {
-            Some(why) => self.gate.refuse_by_protocol(command, "pinned settings", why),
+        let begun = match barred {
+            Some((rule, why)) => self.gate.refuse_by_protocol(command, rule, why),
             None => self.gate.begin(command),
         };
         self.begun(begun, Then::Query { statements, sql: text, action })
@@ -229,7 +237,7 @@ impl Relay {
             Begun::Ready(Err(refusal)) => self.refuse(refusal, in_pipeline),
             Begun::Wait { answer, .. } => {
                 let then = if in_pipeline {
-                    Then::Parse { name: String::new(), prepared: empty_prepared() }
+                    Then::Parse { name: String::new(), prepared: Arc::new(empty_prepared()) }
                 } else {
                     Then::Function
                 };
@@ -249,15 +257,18 @@ impl Relay {
             Err(error) => return Err(SessionError::Client(error.to_string())),
         };
         let Some(Meaning { action, statements, shape }) = self.classify(parse.sql, &frame) else { return Ok(()) };
+        let action = self.whole_action(&action, &statements);
         let prepared = Prepared {
             sql: parse.sql.into(),
             shape,
-            action: self.registry.complete(&action, &statements),
+            barred: self.barred(&statements, &action),
+            masks: Arc::clone(&self.masker.masks),
+            action,
             statements,
             essence: keep(&frame, parse.essence),
             epoch: self.names.epoch(),
             described: Described::default(),
-            taint: Memo::default(),
+            computed: Memo::default(),
             last: Memo::default(),
             charge: self.cx.memory.charge(weight(parse.sql, parse.essence))?,
         };
@@ -272,11 +283,11 @@ impl Relay {
             lasting: Lasting::AtOnce,
         };
         let bytes = frame.into_bytes();
-        let begun = match Self::pinned(&prepared.statements) {
-            Some(why) => self.gate.refuse_by_protocol(command(bytes), "pinned settings", why),
+        let begun = match prepared.barred.clone() {
+            Some((rule, why)) => self.gate.refuse_by_protocol(command(bytes), rule, why),
             None => self.gate.prepare(&prepared.action, bytes, command),
         };
-        self.begun(begun, Then::Parse { name, prepared })
+        self.begun(begun, Then::Parse { name, prepared: Arc::new(prepared) })
     }
 
     fn bind(&mut self, frame: Frame) -> Result<(), Stop> {
@@ -308,29 +319,35 @@ impl Relay {
             charge: self.cx.memory.charge(bind.essence.len())?,
         };
         let name = bind.portal.to_owned();
-        let action = &portal.statement.action;
-        let begun = self.gate.prepare(action, frame.into_bytes(), |bytes| portal_command(&portal, &[], bytes));
+        let (action, bytes) = (&portal.statement.action, frame.into_bytes());
+        let begun = match portal.statement.barred.clone() {
+            Some((rule, why)) => self.gate.refuse_by_protocol(portal_command(&portal, &[], bytes), rule, why),
+            None => self.gate.prepare(action, bytes, |bytes| portal_command(&portal, &[], bytes)),
+        };
         self.begun(begun, Then::Bind { name, portal })
     }
 
     /// The statement under the names of now: PostgreSQL, too, looks names up again when `search_path` changed.
     fn current(&self, statement: Arc<Prepared>) -> Result<Arc<Prepared>, OverBudget> {
-        if statement.epoch == self.names.epoch() {
+        if statement.epoch == self.names.epoch() && Arc::ptr_eq(&statement.masks, &self.masker.masks) {
             return Ok(statement);
         }
         let classified = sql::classify(&statement.sql, &self.names.names());
-        let mut action = self.registry.complete(&classified.action, &classified.statements);
+        let mut action = self.whole_action(&classified.action, &classified.statements);
+        let barred = self.barred(&classified.statements, &action);
         // What it meant before still counts: under which names the server planned it is not known for certain.
         crate::protocol::postgres::prepared::append(&mut action, &statement.action);
         Ok(Arc::new(Prepared {
             sql: Arc::clone(&statement.sql),
             shape: Arc::clone(&statement.shape),
             action,
-            statements: statement.statements.clone(),
+            barred,
+            masks: Arc::clone(&self.masker.masks),
+            statements: classified.statements.into(),
             essence: statement.essence.clone(),
             epoch: self.names.epoch(),
             described: Described::default(),
-            taint: Memo::default(),
+            computed: Memo::default(),
             last: Memo::default(),
             charge: self.cx.memory.charge(statement.charge.bytes())?,
         }))

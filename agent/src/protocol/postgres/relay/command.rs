@@ -7,6 +7,7 @@ use bytes::Bytes;
 use super::{Relay, Stop};
 use crate::{
     action::{Action, ProtocolId, Target, Verb},
+    mask::MaskSet,
     protocol::postgres::{
         codec::{Bind, Format, Frame, Malformed},
         prepared::{Described, Memo, Portal, Prepared},
@@ -79,7 +80,9 @@ pub(super) fn empty_prepared() -> Prepared {
         essence: Bytes::new(),
         epoch: 0,
         described: Described::default(),
-        taint: Memo::default(),
+        computed: Memo::default(),
+        barred: None,
+        masks: Arc::new(MaskSet::none()),
         last: Memo::default(),
         charge: Charge::default(),
     }

@@ -7,6 +7,7 @@
 mod answer;
 mod client;
 mod command;
+mod origin;
 mod pending;
 mod rows;
 mod server;

@@ -8,7 +8,7 @@ use crate::{
     protocol::postgres::{
         copy::CopyMasker,
         mask::Plan,
-        prepared::{Portal, Prepared},
+        prepared::{Computed, Portal, Prepared},
     },
     record::{EventBody, MaskedNote},
     session::{DataRight, Refusal},
@@ -90,8 +90,10 @@ pub struct Op {
     pub statements: Arc<[StatementInfo]>,
     /// What was judged, of a simple Query.
     pub judged: Option<Action>,
-    /// Its computed columns may derive from masked ones.
-    pub tainted: bool,
+    /// Which of its computed columns derive from masked ones.
+    pub computed: Computed,
+    /// It may reach a masked column: messages are not to quote one.
+    pub touches: bool,
     /// COPYs it will do, in order.
     pub copies: VecDeque<CopyInfo>,
     /// The COPY that runs.

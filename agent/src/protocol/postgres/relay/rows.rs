@@ -12,7 +12,7 @@ use crate::{
     protocol::postgres::{
         codec::{self, Field, Frame, format_of},
         mask::{self, Passed, Plan, Rule},
-        prepared::{Planned, Portal},
+        prepared::{Computed, Planned, Portal},
     },
     session::SessionError,
     wire::Rewrite,
@@ -44,7 +44,7 @@ impl Relay {
         }
         let plan_for_query = match self.owed.front() {
             Some(Expect::Query(op)) if frame.tag() == b'T' => {
-                op.judged.as_ref().map(|judged| self.plan(&fields, op.tainted, judged))
+                op.judged.as_ref().map(|judged| self.plan(&fields, &op.computed, judged))
             }
             _ => None,
         };
@@ -85,8 +85,8 @@ impl Relay {
 
     /// How rows are masked. Columns of a table that was not judged, because its name came to mean another one in
     /// between, are hidden.
-    fn plan(&self, fields: &[Field], tainted: bool, judged: &Action) -> Plan {
-        let mut plan = self.plan_of_masks(fields, tainted);
+    fn plan(&self, fields: &[Field], computed: &Computed, judged: &Action) -> Plan {
+        let mut plan = self.plan_of_masks(fields, computed);
         let unjudged = |field: &Field| field.table != 0 && !self.is_judged(field.table, judged);
         for (column, _) in plan.columns.iter_mut().zip(fields).filter(|(_, field)| unjudged(field)) {
             column.rule = Rule::Hide("column:unjudged".into());
@@ -104,31 +104,35 @@ impl Relay {
             || self.names.is_in_flux(schema, &relation.name)
     }
 
-    fn plan_of_masks(&self, fields: &[Field], tainted: bool) -> Plan {
+    fn plan_of_masks(&self, fields: &[Field], computed: &Computed) -> Plan {
         let masks = &self.masker.masks;
         if !masks.has_columns() {
-            return mask::plan(fields, |_, _| Rule::Scan, &Rule::Scan);
+            return mask::plan(fields, |_, _| Rule::Scan, |_| Rule::Scan);
         }
         let catalog = self.names.catalog();
         let by_column = catalog.column_masks(masks);
         let hidden: Rule = Rule::Hide("column:unresolved".into());
-        let computed = if tainted { Rule::Hide("column:computed".into()) } else { Rule::Scan };
-        let rule = |table, attribute| match by_column.get(&(table, attribute)) {
-            Some(mask) => Rule::Column(mask.clone()),
+        let computed = |at| if computed.hides(at, fields) { Rule::Hide("column:computed".into()) } else { Rule::Scan };
+        let rule = |table, attribute| match by_column.get(table, attribute) {
+            Some(rule) => rule.clone(),
             None if catalog.has_column(table, attribute) => Rule::Scan,
             // A whole row.
             None if attribute == 0 && catalog.by_oid(table).is_some() => {
-                if by_column.keys().any(|(masked, _)| *masked == table) { hidden.clone() } else { Rule::Scan }
+                if by_column.touches(table) {
+                    hidden.clone()
+                } else {
+                    Rule::Scan
+                }
             }
             None => hidden.clone(),
         };
-        mask::plan(fields, rule, &computed)
+        mask::plan(fields, rule, computed)
     }
 
     /// The plan of the rows of an Execute: the statement's columns in the portal's formats.
     fn plan_of_execute(&mut self) -> Result<(), Stop> {
         let planned = match self.owed.front() {
-            Some(Expect::Execute { op, portal }) if op.plan.is_none() => self.planned(portal, op.tainted)?,
+            Some(Expect::Execute { op, portal }) if op.plan.is_none() => self.planned(portal, &op.computed)?,
             _ => return Ok(()),
         };
         if let Some(op) = self.owed.front_mut().and_then(Expect::op_mut) {
@@ -138,7 +142,7 @@ impl Relay {
         Ok(())
     }
 
-    fn planned(&self, portal: &Portal, tainted: bool) -> Result<Arc<Planned>, Stop> {
+    fn planned(&self, portal: &Portal, computed: &Computed) -> Result<Arc<Planned>, Stop> {
         let (statement, masks, epoch) = (&portal.statement, &self.masker.masks, self.names.epoch());
         let fields = statement.described.fields();
         let fields = fields.ok_or_else(|| SessionError::Upstream("rows came without a description".into()))?;
@@ -148,19 +152,19 @@ impl Relay {
         let fits = |last: &Arc<Planned>| {
             Arc::ptr_eq(&last.masks, masks)
                 && last.epoch == epoch
-                && last.tainted == tainted
+                && last.computed == *computed
                 && Arc::ptr_eq(&last.fields, &fields)
                 && last.formats == portal.formats
         };
         Ok(statement.last.get(fits, || {
-            let mut plan = self.plan(&fields, tainted, &statement.action);
+            let mut plan = self.plan(&fields, computed, &statement.action);
             for (i, column) in plan.columns.iter_mut().enumerate() {
                 column.format = format_of(&portal.formats, i).unwrap_or(column.format);
             }
             Arc::new(Planned {
                 masks: Arc::clone(masks),
                 epoch,
-                tainted,
+                computed: computed.clone(),
                 fields: Arc::clone(&fields),
                 formats: portal.formats.clone(),
                 plan: Arc::new(plan),

@@ -14,7 +14,9 @@ use crate::{
         copy::{CopyColumns, CopyMasker},
         deny::{self, Message},
         mask::{Column, Rule},
+        message::Quotes,
         names::TransactionEnd,
+        prepared::{Computed, ComputedColumn},
     },
     session::{Refusal, SessionError},
     sql::{CopyDirection, CopyInfo, CopySource, Discard, Names, StatementKind},
@@ -244,7 +246,9 @@ impl Relay {
     /// Passes an error or notice, masked; returns what the record may say of it.
     fn pass_text(&mut self, frame: &Frame) -> String {
         let mut hits = Hits::default();
-        let bytes = match self.masker.message(frame.tag(), frame.body(), &mut hits) {
+        let touches = self.owed.front_mut().and_then(Expect::op_mut).is_some_and(|op| op.touches);
+        let quotes = if touches { Quotes::Hidden } else { Quotes::Harmless };
+        let bytes = match self.masker.message(frame.tag(), frame.body(), quotes, &mut hits) {
             Rewrite::Pass | Rewrite::Drop => frame.bytes().clone(),
             Rewrite::Replace(bytes) => bytes,
         };
@@ -294,11 +298,11 @@ impl Relay {
         let op = self.current_op(frame.tag())?;
         let copy = op.copies.pop_front().filter(|copy| copy.direction == direction);
         let copy = copy.ok_or_else(|| SessionError::Upstream("a COPY began that was not asked for".into()))?;
-        let tainted = op.tainted;
+        let computed = op.computed.clone();
         let copying = match direction {
             CopyDirection::In => Copying::In,
             CopyDirection::Out => {
-                let columns = self.copy_columns(&copy, tainted);
+                let columns = self.copy_columns(&copy, &computed);
                 Copying::Out(Box::new(CopyMasker::new(&copy, columns)))
             }
         };
@@ -307,9 +311,9 @@ impl Relay {
         Ok(())
     }
 
-    /// The columns of a COPY: of a table those of the catalogue. Of a query they are not told, so that all are hidden if
-    /// one of them could be masked.
-    fn copy_columns(&self, copy: &CopyInfo, tainted: bool) -> CopyColumns {
+    /// The columns of a COPY: of a table those of the catalogue. Of a query they are not told by the upstream, so that it
+    /// is the query's lineage that counts, or else all are hidden if one of them could be masked.
+    fn copy_columns(&self, copy: &CopyInfo, computed: &Computed) -> CopyColumns {
         let masks = &self.masker.masks;
         let scan = || CopyColumns::All(Column { rule: Rule::Scan, type_oid: 25, format: Format::Text });
         let hidden = || Column { rule: Rule::Hide("column:unresolved".into()), type_oid: 25, format: Format::Text };
@@ -317,7 +321,15 @@ impl Relay {
             return scan();
         }
         let CopySource::Table { schema, name, columns } = &copy.source else {
-            return if tainted { CopyColumns::All(hidden()) } else { scan() };
+            let column = |column: &ComputedColumn| Column {
+                rule: if column.hidden { Rule::Hide("column:computed".into()) } else { Rule::Scan },
+                ..hidden()
+            };
+            return match computed {
+                Computed::Shown => scan(),
+                Computed::Hidden => CopyColumns::All(hidden()),
+                Computed::Each(columns) => CopyColumns::Each(columns.iter().map(column).collect()),
+            };
         };
         let catalog = self.names.catalog();
         let found = Names::relation_schema(&self.names.names(), schema.as_deref(), name);
@@ -326,7 +338,7 @@ impl Relay {
         };
         let by_column = catalog.column_masks(masks);
         let column = |attribute: &Attribute| Column {
-            rule: by_column.get(&(relation.oid, attribute.number)).cloned().map_or(Rule::Scan, Rule::Column),
+            rule: by_column.get(relation.oid, attribute.number).cloned().unwrap_or(Rule::Scan),
             type_oid: attribute.type_oid,
             format: Format::Text,
         };
