@@ -215,7 +215,7 @@ fn needs(node: &NodeRef<'_>) -> Option<&'static [Verb]> {
         NodeRef::TransactionStmt(_) | NodeRef::VariableSetStmt(_) => &[Session, Admin],
         NodeRef::NotifyStmt(_) => &[Write],
         NodeRef::LockStmt(_) => &[Read, Write],
-        NodeRef::CopyStmt(_) => &[Read, Write, Delete, Session, Admin, Execute],
+        NodeRef::CopyStmt(_) => &[Read, Write, Delete, Session, Admin, Execute, Schema],
         _ => return None,
     })
 }

@@ -15,6 +15,7 @@ use sqlparser::{
 };
 
 use super::{
+    cursor::nameable,
     lexer::{Lexeme, Token},
     words,
 };
@@ -101,7 +102,8 @@ fn translate(tokens: &[Token]) -> Option<Vec<TokenWithSpan>> {
                 }
                 "collate" => {
                     let mut used = 1;
-                    tokens.get(i + used)?.identifier()?;
+                    // Before a reserved word COLLATE is a label, and what follows is no collation.
+                    tokens.get(i + used).filter(|t| nameable(t))?;
                     used += 1;
                     while tokens.get(i + used).is_some_and(|t| t.is_punct(b'.')) {
                         tokens.get(i + used + 1)?.identifier()?;
@@ -133,6 +135,8 @@ fn translate(tokens: &[Token]) -> Option<Vec<TokenWithSpan>> {
                 _ => word(w),
             },
             Lexeme::Quoted(name) => quoted(name),
+            // The parser would take the second for a label or join them.
+            Lexeme::Text(_) if before.is_some_and(|b| matches!(b.lexeme, Lexeme::Text(_))) => return None,
             Lexeme::Text(text) => Theirs::SingleQuotedString(text.clone()),
             // Both notations are constants; which digits matters to nobody here.
             Lexeme::Bits(digits) => Theirs::HexStringLiteral(digits.clone()),

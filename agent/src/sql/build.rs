@@ -155,6 +155,11 @@ impl<'a> Builder<'a> {
         self.part(Verb::Schema, target);
     }
 
+    /// Whether what was judged so far is a change: its facts are the statement's, whatever it stands in.
+    pub(super) fn changes(&self) -> bool {
+        matches!(self.facts.verb.as_str(), "insert" | "update" | "delete" | "merge")
+    }
+
     /// Adds what calling a function amounts to.
     pub(super) fn call(&mut self, name: &Name) {
         self.calls.insert(name.name.clone());
@@ -169,6 +174,47 @@ impl<'a> Builder<'a> {
             (Some("pg_catalog"), Builtin::Safe) => {}
             (_, Builtin::Admin) => self.part(Verb::Admin, target),
             _ => self.part(Verb::Execute, target),
+        }
+    }
+
+    /// Adds what converting to a type amounts to: reading a value of another's type runs another's code (its input
+    /// function, its casts, the checks of a domain).
+    pub(super) fn conversion(&mut self, name: &Name) {
+        let schema = self.names.type_schema(name.schema.as_deref(), &name.name);
+        if schema.as_deref() == Some("pg_catalog") && words::builtin_type(&name.name) {
+            return;
+        }
+        let mut target = "type:".to_owned();
+        match schema {
+            Some(schema) => push_identifier(&mut target, &schema),
+            None => target.push('?'),
+        }
+        target.push('.');
+        push_identifier(&mut target, &name.name);
+        self.part(Verb::Execute, Target::new(target));
+    }
+
+    /// Adds what an operator amounts to: another's runs another's function.
+    pub(super) fn operator(&mut self, op: &str) {
+        if words::syntax_operator(op)
+            || (words::builtin_operator(op) && self.names.operator_schema(op).as_deref() == Some("pg_catalog"))
+        {
+            return;
+        }
+        let mut target = "op:?.".to_owned();
+        push_identifier(&mut target, op);
+        self.part(Verb::Execute, Target::new(target));
+    }
+
+    /// Adds what `x.name` amounts to where `x` has no column of that name: a call of a function with `x` as its argument.
+    pub(super) fn attribute(&mut self, name: &str) {
+        if words::attribute_call(name) {
+            let verb = if words::builtin(name) == Builtin::Admin { Verb::Admin } else { Verb::Execute };
+            self.part(verb, Target::function(Some("pg_catalog"), name));
+        }
+        if self.names.attribute_calls(name) {
+            let schema = self.names.function_schema(None, name);
+            self.part(Verb::Execute, Target::function(schema.as_deref(), name));
         }
     }
 

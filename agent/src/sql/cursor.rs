@@ -149,6 +149,19 @@ impl<'t> Cursor<'t> {
         })
     }
 
+    /// The index, outside parentheses, of the first such punctuation.
+    pub(super) fn find_punct(&self, punct: u8) -> Option<usize> {
+        let mut depth = 0usize;
+        self.tokens.iter().position(|t| {
+            match t.lexeme {
+                Lexeme::Punct(b'(') => depth += 1,
+                Lexeme::Punct(b')') => depth = depth.saturating_sub(1),
+                _ => {}
+            }
+            depth == 0 && t.is_punct(punct)
+        })
+    }
+
     /// The cursor after `n` tokens.
     pub(super) fn skip(&self, n: usize) -> Self {
         Self { tokens: self.tokens.get(n..).unwrap_or(&[]) }
@@ -162,4 +175,13 @@ pub(super) fn nameable(token: &Token) -> bool {
         Lexeme::Quoted(_) => true,
         _ => false,
     }
+}
+
+/// Where the qualified name that ends at `i` starts.
+pub(super) fn name_start(tokens: &[Token], i: usize) -> usize {
+    let mut start = i;
+    while start >= 2 && tokens[start - 1].is_punct(b'.') && tokens[start - 2].identifier().is_some() {
+        start -= 2;
+    }
+    start
 }

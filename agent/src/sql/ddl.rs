@@ -6,12 +6,13 @@
 use super::{
     build::{Builder, Name, named},
     classify_into,
-    cursor::{Cursor, nameable},
+    cursor::Cursor,
     is_data,
     lexer::{Lexeme, Token},
+    scan::scan,
+    setting::{SettingRule, setting_rule},
     statement::StatementKind,
     utility,
-    words::{self, Builtin},
 };
 use crate::action::{Target, Verb};
 
@@ -110,6 +111,11 @@ fn function_target(build: &Builder<'_>, name: &Name, creation: bool) -> Target {
     Target::function(schema.as_deref().or(name.schema.as_deref()), &name.name)
 }
 
+/// Whether a function may set this while it runs: what its owner could write into its body as well.
+fn harmless_for_function(setting: &Token) -> bool {
+    setting.identifier().is_some_and(|name| matches!(setting_rule(name), SettingRule::Free | SettingRule::SearchPath))
+}
+
 fn create(mut c: Cursor<'_>, build: &mut Builder<'_>) -> Option<()> {
     c.eat(&["or", "replace"]);
     c.eat_any(&["global", "local"]);
@@ -137,6 +143,9 @@ fn create(mut c: Cursor<'_>, build: &mut Builder<'_>) -> Option<()> {
             c.eat(&["only"]);
             let table = c.name()?;
             build.relation(Verb::Schema, &table);
+            if c.eat(&["using"]) {
+                c.identifier()?;
+            }
             scan(c.rest(), build);
             Some(())
         }
@@ -162,7 +171,9 @@ fn create(mut c: Cursor<'_>, build: &mut Builder<'_>) -> Option<()> {
             let name = c.name()?;
             build.creation(&name, false);
             // A base type names C functions; only a superuser can, and it changes what values do.
-            if kind == "type" && c.peek().is_some_and(|t| t.is_punct(b'(')) {
+            // A range type may name functions too.
+            let calls = |t: &Token| t.is("subtype_diff") || t.is("canonical");
+            if kind == "type" && (c.peek().is_some_and(|t| t.is_punct(b'(')) || c.rest().iter().any(calls)) {
                 admin(build, "create", "type")?;
             }
             scan(c.rest(), build);
@@ -174,15 +185,24 @@ fn create(mut c: Cursor<'_>, build: &mut Builder<'_>) -> Option<()> {
             build.part(Verb::Schema, target);
             let arguments = c.group()?;
             let words: Vec<&str> = c.rest().iter().filter_map(Token::word).collect();
-            if words.windows(2).any(|w| w == ["security", "definer"]) || words.contains(&"definer") {
+            if words.contains(&"definer") {
                 admin(build, "create", "security definer")?;
             }
-            // Languages that reach past SQL, however quoted.
-            let language = c.rest().windows(2).find(|w| w[0].is("language")).and_then(|w| match &w[1].lexeme {
-                Lexeme::Word(l) | Lexeme::Quoted(l) | Lexeme::Text(l) => Some(l.to_ascii_lowercase()),
-                _ => None,
-            });
-            if language.as_deref().is_some_and(|l| l != "sql" && l != "plpgsql") {
+            // What only a superuser may promise of a function.
+            if words.contains(&"leakproof") || words.contains(&"support") {
+                admin(build, "create", &kind)?;
+            }
+            if !c.rest().windows(2).filter(|w| w[0].is("set")).all(|w| harmless_for_function(&w[1])) {
+                admin(build, "create", "function with settings")?;
+            }
+            // Languages that reach past SQL, however quoted; a column may have the name of the clause.
+            let reviewed = |w: &[Token]| match &w[1].lexeme {
+                Lexeme::Word(l) | Lexeme::Quoted(l) | Lexeme::Text(l) => {
+                    l.eq_ignore_ascii_case("sql") || l.eq_ignore_ascii_case("plpgsql")
+                }
+                _ => false,
+            };
+            if !c.rest().windows(2).filter(|w| w[0].is("language")).all(reviewed) {
                 admin(build, "create", "function in another language")?;
             }
             if words.contains(&"begin") || words.contains(&"return") {
@@ -238,7 +258,9 @@ fn defining_query(c: Cursor<'_>, build: &mut Builder<'_>, kind: &str) -> Option<
         None if kind == "table" => scan(c.rest(), build),
         None => return None,
     }
-    build.facts.verb = verb;
+    if !build.changes() {
+        build.facts.verb = verb;
+    }
     build.kind = StatementKind::Utility;
     Some(())
 }
@@ -296,10 +318,14 @@ fn alter(mut c: Cursor<'_>, build: &mut Builder<'_>) -> Option<()> {
                 let schema = build.names.relation_schema(new.schema.as_deref(), &name.name);
                 build.part(Verb::Schema, Target::relation(schema.as_deref(), &new.name));
             }
-            let mut rest = c;
-            if rest.eat(&["attach", "partition"]) || rest.eat(&["detach", "partition"]) {
-                build.relation(Verb::Schema, &rest.name()?);
+            let mut options = c;
+            let options =
+                kind == "view" && (options.eat(&["set"]) || options.eat(&["reset"])) && options.group().is_some();
+            if options {
+                // Whose rights the view's query runs with, and what it may be asked.
+                build.relation(Verb::Admin, &name);
             }
+            actions(c, build)?;
             if c.rest().last().is_some_and(|t| t.is("cascade")) {
                 build.part(Verb::Schema, Target::new("?.?"));
             }
@@ -323,13 +349,30 @@ fn alter(mut c: Cursor<'_>, build: &mut Builder<'_>) -> Option<()> {
                 build.part(Verb::Schema, Target::function(schema.as_deref(), &new.name));
             }
             // ALTER FUNCTION ... SET changes what its body means.
-            build.part(if rest.find("set").is_some() { Verb::Admin } else { verb }, target);
+            let settings = rest.find("set").or(rest.find("reset")).is_some();
+            build.part(if settings { Verb::Admin } else { verb }, target);
             Some(())
         }
         _ => {
             build.plain(verb, &format!("sql:alter {kind}"));
             Some(())
         }
+    }
+}
+
+/// The other relations that the actions of ALTER TABLE are about.
+fn actions(mut c: Cursor<'_>, build: &mut Builder<'_>) -> Option<()> {
+    loop {
+        let mut action = c;
+        if action.eat(&["attach", "partition"])
+            || action.eat(&["detach", "partition"])
+            || action.eat(&["inherit"])
+            || action.eat(&["no", "inherit"])
+        {
+            build.relation(Verb::Schema, &action.name()?);
+        }
+        let Some(at) = c.find_punct(b',') else { return Some(()) };
+        c = c.skip(at + 1);
     }
 }
 
@@ -394,58 +437,4 @@ fn drop_(mut c: Cursor<'_>, build: &mut Builder<'_>) -> Option<()> {
     }
     utility::cascade(&mut c, build, Verb::Schema);
     c.done().then_some(())
-}
-
-/// Words after which a name with parentheses is a relation with columns, not a call.
-const BEFORE_RELATION: &[&str] = &["references", "inherits", "on", "of", "table", "into", "partition"];
-
-/// Finds calls and sub-selects in what a definition holds.
-fn scan(tokens: &[Token], build: &mut Builder<'_>) {
-    if tokens.iter().any(|t| t.is("select")) {
-        build.unknown("sub-select in a definition");
-    }
-    for (i, token) in tokens.iter().enumerate() {
-        let Some(last) = token.identifier() else { continue };
-        let called = tokens.get(i + 1).is_some_and(|t| t.is_punct(b'('));
-        let start = name_start(tokens, i);
-        let before = start.checked_sub(1).and_then(|b| tokens.get(b));
-        if before.is_some_and(|b| b.is("references")) {
-            if tokens.get(i + 1).is_some_and(|t| t.is_punct(b'.')) {
-                continue;
-            }
-            if let Some(name) = Cursor::new(&tokens[start..]).name() {
-                build.relation(Verb::Schema, &name);
-            }
-            continue;
-        }
-        if !called || before.is_some_and(|b| b.word().is_some_and(|w| BEFORE_RELATION.contains(&w))) {
-            continue;
-        }
-        let bare = start == i && token.word().is_some();
-        if (bare && (words::opens_syntax(last) || matches!(last, "timestamptz" | "bpchar" | "varbit")))
-            || before.is_some_and(|b| b.is("using") || b.is("by"))
-            || !nameable(token)
-        {
-            continue;
-        }
-        let schema = (start < i).then(|| tokens[i - 2].identifier().map(str::to_owned)).flatten();
-        let name = Name { schema, name: last.to_owned(), bare };
-        // A default that draws from a sequence does so when rows come, by those who may add them.
-        let sequence = matches!(last, "nextval" | "currval" | "lastval");
-        let builtin = build.names.function_schema(name.schema.as_deref(), &name.name).as_deref() == Some("pg_catalog");
-        if sequence && builtin && words::builtin(last) != Builtin::Admin {
-            build.calls.insert(name.name);
-        } else {
-            build.call(&name);
-        }
-    }
-}
-
-/// Where the qualified name that ends at `i` starts.
-fn name_start(tokens: &[Token], i: usize) -> usize {
-    let mut start = i;
-    while start >= 2 && tokens[start - 1].is_punct(b'.') && tokens[start - 2].identifier().is_some() {
-        start -= 2;
-    }
-    start
 }

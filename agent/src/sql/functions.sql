@@ -1,4 +1,4 @@
--- Makes functions.txt from a PostgreSQL 15 catalogue: psql -At -f functions.sql > functions.txt
+-- Makes functions.txt from a PostgreSQL 15 catalogue: `cargo xtask functions`
 -- A name is in if every pg_catalog function of that name is immutable or stable and not on the deny list, or if it is
 -- on the list of harmless volatile ones. Both lists are kept by hand.
 with denied(pattern) as (values
@@ -12,7 +12,8 @@ with denied(pattern) as (values
   ('pg\_event\_trigger%'), ('binary\_upgrade%'), ('pg\_config'), ('set\_config'), ('%\_handler'), ('%handler'),
   ('%\_validator'), ('pg\_get\_replication\_slots'), ('pg\_current\_xact\_id'), ('txid\_current'),
   -- Evaluate what a type's owner wrote.
-  ('domain\_in'), ('domain\_recv'), ('record\_in'), ('record\_recv'), ('fmgr%'), ('%\_support'), ('plpgsql%')
+  ('domain\_in'), ('domain\_recv'), ('record\_in'), ('record\_recv'), ('array\_in'), ('array\_recv'), ('range\_in'),
+  ('range\_recv'), ('multirange\_in'), ('multirange\_recv'), ('fmgr%'), ('%\_support'), ('plpgsql%')
 ), volatile_but_harmless(name) as (values
   ('clock_timestamp'), ('timeofday'), ('random'), ('gen_random_uuid'), ('setseed'), ('current_query'), ('lastval'),
   ('currval'), ('pg_is_in_recovery'), ('pg_is_wal_replay_paused'), ('pg_current_wal_lsn'), ('pg_last_wal_receive_lsn'),
@@ -20,7 +21,9 @@ with denied(pattern) as (values
   ('pg_total_relation_size'), ('pg_indexes_size'), ('pg_database_size'), ('pg_tablespace_size'),
   ('pg_collation_actual_version'), ('pg_database_collation_actual_version'), ('pg_jit_available'),
   ('pg_partition_tree'), ('pg_partition_ancestors'), ('pg_xact_status'), ('txid_status'), ('pg_blocking_pids'),
-  ('pg_sequence_last_value'), ('pg_notification_queue_usage')
+  ('pg_sequence_last_value'), ('pg_notification_queue_usage'),
+  -- Gives up what this session itself holds; asyncpg sends it.
+  ('pg_advisory_unlock_all')
 )
 select proname from pg_proc p
 where pronamespace = 'pg_catalog'::regnamespace

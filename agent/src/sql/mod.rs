@@ -18,6 +18,7 @@ pub mod fuzz;
 mod lexer;
 mod lineage;
 mod reshape;
+mod scan;
 mod setting;
 mod shape;
 mod statement;
@@ -43,6 +44,11 @@ pub use shape::shape;
 pub use statement::{
     Classified, CopyDirection, CopyFormat, CopyInfo, CopySource, Discard, Mentions, Names, StatementInfo, StatementKind,
 };
+
+/// Whether PostgreSQL itself has a type of this name, as the server folds it.
+pub fn is_builtin_type(name: &str) -> bool {
+    words::builtin_type(name)
+}
 
 /// Most statements in one command.
 const MAX_STATEMENTS: usize = 1000;

@@ -16,6 +16,24 @@ pub trait Names {
     fn creation_schema(&self) -> Option<Arc<str>>;
     /// The names of a relation's columns in order. Without them, no value can be told to come from elsewhere.
     fn columns(&self, schema: &str, name: &str) -> Option<Arc<[Arc<str>]>>;
+    /// The schema in which the server would find a type; `schema` is what the statement wrote. Types that are not the
+    /// server's own stay unresolved unless the statement says where they are.
+    fn type_schema(&self, schema: Option<&str>, name: &str) -> Option<Arc<str>> {
+        match schema {
+            Some(schema) => Some(schema.into()),
+            None => super::words::builtin_type(name).then(|| "pg_catalog".into()),
+        }
+    }
+    /// The schema of an operator that the server has itself, written without a schema; `None` where another's might
+    /// come first.
+    fn operator_schema(&self, _operator: &str) -> Option<Arc<str>> {
+        Some("pg_catalog".into())
+    }
+    /// Whether `x.name` may be a call: the server reads what is no column of `x` as a function of it. Functions of
+    /// `pg_catalog` are not asked for.
+    fn attribute_calls(&self, _name: &str) -> bool {
+        false
+    }
 }
 
 /// A command, understood as far as it can be.

@@ -444,7 +444,10 @@ fn copy(mut c: Cursor<'_>, build: &mut Builder<'_>) -> Option<()> {
     } else if direction == CopyDirection::In {
         return None;
     }
-    build.facts.verb = "copy".to_owned();
+    // A change stays one for rules that ask for the verb, whatever its rows are copied to.
+    if !matches!(source, CopySource::Query(_)) || !build.changes() {
+        build.facts.verb = "copy".to_owned();
+    }
     let client = c.eat(&["stdin"]) || c.eat(&["stdout"]);
     if !client {
         let target = if c.eat(&["program"]) { "sql:copy program" } else { "sql:copy file" };

@@ -12,11 +12,11 @@ use std::{
 };
 
 use sqlparser::ast::{
-    BinaryOperator, CastKind, Delete, Expr, FromTable, Function, FunctionArg, FunctionArgExpr, FunctionArgumentClause,
-    FunctionArguments, GroupByExpr, Ident, Insert, JoinConstraint, JoinOperator, LimitClause, Merge, MergeAction,
-    ObjectName, OnConflictAction, OnInsert, OrderByKind, Query, Select, SelectItem, SelectItemQualifiedWildcardKind,
-    SetExpr, Statement, TableAlias, TableFactor, TableObject, TableWithJoins, Update, UpdateTableFromKind, Value,
-    Visit, Visitor, WildcardAdditionalOptions,
+    AccessExpr, ArrayElemTypeDef, BinaryOperator, CastKind, DataType, Delete, Expr, FromTable, Function, FunctionArg,
+    FunctionArgExpr, FunctionArgumentClause, FunctionArguments, GroupByExpr, Ident, Insert, JoinConstraint,
+    JoinOperator, LimitClause, Merge, MergeAction, ObjectName, OnConflictAction, OnInsert, OrderByKind, Query, Select,
+    SelectItem, SelectItemQualifiedWildcardKind, SetExpr, Statement, TableAlias, TableFactor, TableObject,
+    TableWithJoins, Update, UpdateTableFromKind, Value, Visit, Visitor, WildcardAdditionalOptions,
 };
 
 use super::{
@@ -25,6 +25,7 @@ use super::{
     condition,
     lexer::{Lexeme, Token},
     lineage,
+    scan::{constants, operators},
     setting::{SettingRule, setting_rule},
     statement::StatementKind,
     words,
@@ -42,6 +43,7 @@ pub(super) fn walk(statement: &Statement, tokens: &[Token], build: &mut Builder<
         values: Vec::new(),
         relations: HashSet::new(),
         selects: 0,
+        locks: false,
         changes: Vec::new(),
     };
     let _ = statement.visit(&mut walk);
@@ -64,6 +66,8 @@ struct Walk<'w, 'a> {
     /// Names and aliases of everything in FROM.
     relations: HashSet<String>,
     selects: usize,
+    /// Whether any query locks rows.
+    locks: bool,
     /// For each changing statement: its keyword and whether a condition bounds it.
     changes: Vec<(&'static str, bool)>,
 }
@@ -109,6 +113,7 @@ impl Visitor for Walk<'_, '_> {
             }
         }
         self.scopes.push(scope);
+        self.locks |= !query.locks.is_empty();
         let limit_known = match &query.limit_clause {
             None => true,
             Some(LimitClause::LimitOffset { limit_by, .. }) => limit_by.is_empty(),
@@ -267,10 +272,12 @@ impl Visitor for Walk<'_, '_> {
                 // `schema.relation` as a value; a column's name alone tells nothing.
                 if let Some(last) = idents.last() {
                     self.values.push(last.value.clone());
+                    self.build.attribute(&last.value);
                 }
             }
             Expr::Function(function) => self.function(function),
-            Expr::Cast { kind, format, .. } => {
+            Expr::Cast { kind, format, data_type, .. } => {
+                self.data_type(data_type);
                 if !matches!(kind, CastKind::Cast | CastKind::DoubleColon) || format.is_some() {
                     self.build.unknown("cast");
                 }
@@ -278,12 +285,13 @@ impl Visitor for Walk<'_, '_> {
             Expr::BinaryOp { op, .. } => self.operator(op),
             Expr::AnyOp { compare_op, .. } | Expr::AllOp { compare_op, .. } => self.operator(compare_op),
             Expr::TypedString(typed) => {
+                self.data_type(&typed.data_type);
                 if typed.uses_odbc_syntax {
                     self.build.unknown("constant");
                 }
             }
-            Expr::CompoundFieldAccess { .. }
-            | Expr::IsFalse(_)
+            Expr::CompoundFieldAccess { access_chain, .. } => self.fields(access_chain),
+            Expr::IsFalse(_)
             | Expr::IsNotFalse(_)
             | Expr::IsTrue(_)
             | Expr::IsNotTrue(_)
@@ -354,6 +362,8 @@ impl Walk<'_, '_> {
             if !alias.columns.is_empty() {
                 self.build.mentions.renames_columns = true;
             }
+            // What a function of records gives is converted to these.
+            alias.columns.iter().filter_map(|column| column.data_type.as_ref()).for_each(|t| self.data_type(t));
             if alias.at.is_some() {
                 self.build.unknown("alias");
             }
@@ -422,6 +432,56 @@ impl Walk<'_, '_> {
             if !output {
                 self.build.mentions.nested_wildcard = true;
             }
+        }
+    }
+
+    /// `(x).name`: a field, or a function of it.
+    fn fields(&mut self, chain: &[AccessExpr]) {
+        for access in chain {
+            match access {
+                AccessExpr::Dot(Expr::Identifier(field)) => self.build.attribute(&field.value),
+                AccessExpr::Dot(Expr::Wildcard(_)) | AccessExpr::Subscript(_) => {}
+                AccessExpr::Dot(_) => self.build.unknown("field"),
+            }
+        }
+    }
+
+    fn data_type(&mut self, data_type: &DataType) {
+        match data_type {
+            DataType::Custom(name, _) => match Name::of(name) {
+                Some(name) => self.build.conversion(&name),
+                None => self.build.unknown("name"),
+            },
+            DataType::Array(ArrayElemTypeDef::SquareBracket(element, _) | ArrayElemTypeDef::Qualified(element, _)) => {
+                self.data_type(element)
+            }
+            // Names that are looked up like any other; the rest are the grammar's.
+            DataType::Text
+            | DataType::Date
+            | DataType::JSON
+            | DataType::JSONB
+            | DataType::Uuid
+            | DataType::Bytea
+            | DataType::Regclass
+            | DataType::TsVector
+            | DataType::TsQuery
+            | DataType::GeometricType(_) => {
+                let name = data_type.to_string().to_ascii_lowercase();
+                self.build.conversion(&Name { schema: None, name, bare: true });
+            }
+            DataType::Array(_)
+            | DataType::Struct(..)
+            | DataType::Map(..)
+            | DataType::Tuple(_)
+            | DataType::Nested(_)
+            | DataType::Union(_)
+            | DataType::Nullable(_)
+            | DataType::LowCardinality(_)
+            | DataType::Enum(..)
+            | DataType::Set(_)
+            | DataType::Table(_)
+            | DataType::NamedTable { .. } => self.build.unknown("type"),
+            _ => {}
         }
     }
 
@@ -622,11 +682,13 @@ impl Walk<'_, '_> {
     }
 
     fn finish(self, statement: &Statement, tokens: &[Token]) {
-        let Self { build, relations, values, selects, changes, .. } = self;
+        let Self { build, relations, values, selects, locks, changes, .. } = self;
         if values.iter().any(|v| relations.contains(v)) {
             build.mentions.whole_row = true;
         }
-        facts(statement, &changes, build);
+        facts(statement, &changes, locks, build);
+        operators(tokens, build);
+        constants(tokens, build);
         let met = |keyword: &str| changes.iter().filter(|(k, _)| *k == keyword).count();
         let written = |keyword: &str| tokens.iter().filter(|t| t.is(keyword)).count();
         let tables = bridge::table_commands(tokens);
@@ -672,7 +734,7 @@ fn excused(tokens: &[Token], i: usize) -> bool {
         || last.is_punct(b',')
 }
 
-fn facts(statement: &Statement, changes: &[(&'static str, bool)], build: &mut Builder<'_>) {
+fn facts(statement: &Statement, changes: &[(&'static str, bool)], locks: bool, build: &mut Builder<'_>) {
     let bounded: Vec<bool> = changes.iter().filter(|(k, _)| *k != "insert").map(|(_, b)| *b).collect();
     let (verb, where_, limit) = match statement {
         Statement::Insert(_) => ("insert", bounded.iter().all(|b| *b), false),
@@ -689,7 +751,7 @@ fn facts(statement: &Statement, changes: &[(&'static str, bool)], build: &mut Bu
                 _ => ["delete", "update", "merge", "insert"]
                     .into_iter()
                     .find(|k| changes.iter().any(|(c, _)| c == k))
-                    .unwrap_or(if query.locks.is_empty() { "select" } else { "select for update" }),
+                    .unwrap_or(if locks { "select for update" } else { "select" }),
             };
             let where_ = if changes.iter().any(|(k, _)| *k != "insert") {
                 bounded.iter().all(|b| *b)

@@ -35,6 +35,36 @@ static KEYWORDS: LazyLock<Vec<(&'static str, Category)>> = LazyLock::new(|| {
 /// Made by `functions.sql`, sorted.
 static SAFE: LazyLock<Vec<&'static str>> = LazyLock::new(|| include_str!("functions.txt").lines().collect());
 
+/// Types of `pg_catalog` but arrays and rows of tables; made by `types.sql`, sorted.
+static TYPES: LazyLock<Vec<&'static str>> = LazyLock::new(|| include_str!("types.txt").lines().collect());
+
+/// Operators of `pg_catalog`; made by `operators.sql`, sorted.
+static OPERATORS: LazyLock<Vec<&'static str>> = LazyLock::new(|| include_str!("operators.txt").lines().collect());
+
+/// Functions of `pg_catalog` that take one argument and are not reviewed; made by `attributes.sql`, sorted.
+static ATTRIBUTES: LazyLock<Vec<&'static str>> = LazyLock::new(|| include_str!("attributes.txt").lines().collect());
+
+/// Whether `pg_catalog` has a type of this name. Casting to one runs none but the server's own code.
+pub(super) fn builtin_type(name: &str) -> bool {
+    TYPES.binary_search(&name).is_ok()
+}
+
+/// Whether `pg_catalog` has an operator of this name, or the grammar gives the sign a meaning.
+pub(super) fn builtin_operator(op: &str) -> bool {
+    // The scanner reads `!=` as `<>`.
+    op == "!=" || OPERATORS.binary_search(&op).is_ok() || syntax_operator(op)
+}
+
+/// Whether the sign is the grammar's own and names no operator.
+pub(super) fn syntax_operator(op: &str) -> bool {
+    matches!(op, "::" | ":=" | "=>" | ":")
+}
+
+/// Whether `x.name` would call a function of `pg_catalog` that is not reviewed, where `x` has no such column.
+pub(super) fn attribute_call(name: &str) -> bool {
+    ATTRIBUTES.binary_search(&name).is_ok()
+}
+
 /// The category of an unquoted word, `None` if it is no keyword.
 pub(super) fn category(word: &str) -> Option<Category> {
     KEYWORDS.binary_search_by(|(k, _)| (*k).cmp(word)).ok().map(|i| KEYWORDS[i].1)
@@ -224,7 +254,15 @@ mod tests {
 
     #[test]
     fn lists_are_sorted_and_hold_what_they_must() {
-        assert!(SAFE.windows(2).all(|w| w[0] < w[1]));
+        for list in [&SAFE, &TYPES, &OPERATORS, &ATTRIBUTES] {
+            assert!(list.windows(2).all(|w| w[0] < w[1]));
+        }
+        assert!(["text", "int4", "jsonb", "regclass", "point"].into_iter().all(builtin_type));
+        assert!(!builtin_type("citext") && !builtin_type("pg_class") && !builtin_type("_text"));
+        assert!(["=", "->>", "::", "@>"].into_iter().all(builtin_operator));
+        assert!(!builtin_operator("===") && !builtin_operator("<=>"));
+        assert!(attribute_call("pg_read_file") && attribute_call("lo_import") && attribute_call("pg_sleep"));
+        assert!(!attribute_call("id") && !attribute_call("lower"));
         assert!(KEYWORDS.windows(2).all(|w| w[0].0 < w[1].0));
         for name in
             ["lower", "count", "now", "row_number", "pg_get_viewdef", "format_type", "random", "pg_advisory_unlock_all"]

@@ -264,6 +264,15 @@ impl PathNames<'_> {
         There::of(known, self.flux.touches_relation(schema, name))
     }
 
+    /// Whether the server's own types and operators come first under every path that may be in force. A temporary
+    /// table's row type may still shadow a type: converting to it runs none but the types of its columns.
+    fn own_first(&self) -> bool {
+        self.paths.iter().all(|path| {
+            path.as_deref()
+                .is_some_and(|path| path.iter().position(|schema| &**schema == "pg_catalog").is_none_or(|at| at == 0))
+        })
+    }
+
     fn function_in(&self, schema: &str, name: &str) -> There {
         let known = self.catalog.is_usable(schema) && self.catalog.has_function(schema, name);
         There::of(known, self.flux.touches_function(schema, name))
@@ -343,6 +352,23 @@ impl Names for PathNames<'_> {
     fn columns(&self, schema: &str, name: &str) -> Option<Arc<[Arc<str>]>> {
         let relation = self.catalog.relation(schema, name).filter(|_| !self.flux.touches_relation(schema, name))?;
         Some(Arc::clone(&relation.names))
+    }
+
+    fn type_schema(&self, schema: Option<&str>, name: &str) -> Option<Arc<str>> {
+        match schema {
+            Some(schema) => Some(schema.into()),
+            None => (self.own_first() && crate::sql::is_builtin_type(name)).then(|| "pg_catalog".into()),
+        }
+    }
+
+    fn operator_schema(&self, _operator: &str) -> Option<Arc<str>> {
+        self.own_first().then(|| "pg_catalog".into())
+    }
+
+    fn attribute_calls(&self, name: &str) -> bool {
+        // An unknown path decides nothing here: its relations do not resolve either.
+        let schemas = self.paths.iter().filter_map(|path| path.as_deref()).flatten();
+        schemas.filter(|schema| &***schema != "pg_catalog").any(|schema| self.function_in(schema, name) != There::No)
     }
 }
 
