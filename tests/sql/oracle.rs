@@ -2,16 +2,21 @@
 
 use std::collections::BTreeSet;
 
-use pg_query::NodeRef;
+use pg_query::{NodeEnum, NodeRef};
 use portcullis::{
-    action::{Clarity, Facts, Verb},
-    sql::{StatementKind, classify, fuzz},
+    action::{Clarity, Facts, Part, Verb},
+    sql::{StatementKind, classify, fuzz, is_builtin_type},
 };
+
+use crate::kinds;
+
+/// The server's own operators.
+const OPERATORS: &str = include_str!("../../agent/src/sql/operators.txt");
 
 /// What a run compared.
 #[derive(Default)]
 pub struct Figures {
-    compared: usize,
+    pub compared: usize,
     parsed: usize,
     partial: usize,
     opaque: usize,
@@ -21,6 +26,11 @@ pub struct Figures {
 }
 
 impl Figures {
+    /// How much was not understood at all, from 0 to 1.
+    pub fn opaque_share(&self) -> f64 {
+        self.opaque as f64 / self.compared.max(1) as f64
+    }
+
     pub fn print(&self, what: &str) {
         println!(
             "{what}: compared {}, parsed {}, partial {}, opaque {} ({:.1} %), not SQL {}, weaker {}",
@@ -28,16 +38,29 @@ impl Figures {
             self.parsed,
             self.partial,
             self.opaque,
-            100.0 * self.opaque as f64 / self.compared.max(1) as f64,
+            100.0 * self.opaque_share(),
             self.refused_by_grammar,
             self.weaker.len()
         );
     }
 }
 
-/// Splits as the server's scanner does.
+/// The statements of a file for psql, cut by the server's scanner.
 pub fn split(text: &str) -> Vec<String> {
-    // psql's own commands and COPY data are no SQL; lines with them go.
+    let sql = without_psql(text);
+    match pg_query::split_with_scanner(&sql) {
+        Ok(statements) => statements.into_iter().map(str::to_owned).collect::<Vec<_>>(),
+        // Some file shows what the scanner refuses: cut at line ends, one such statement spoils no other.
+        Err(_) => sql.split(";\n").map(str::to_owned).collect(),
+    }
+    .into_iter()
+    .map(|statement: String| statement.trim().to_owned())
+    .filter(|statement| !statement.is_empty())
+    .collect()
+}
+
+/// What psql sends of a file: its own commands, which start with a backslash, and the data of COPY are not sent.
+fn without_psql(text: &str) -> String {
     let mut kept = String::new();
     let mut data = false;
     for line in text.lines() {
@@ -45,17 +68,23 @@ pub fn split(text: &str) -> Vec<String> {
             data = line != "\\.";
             continue;
         }
-        let lower = line.to_lowercase();
-        if lower.starts_with("copy ") && lower.contains("from stdin") {
-            data = true;
+        let lower = line.trim_start().to_lowercase();
+        if lower.starts_with('\\') {
             continue;
         }
-        if !line.starts_with('\\') {
-            kept.push_str(line);
-            kept.push('\n');
+        // `\gset` and its like send what stands before them, and `\;` ends a statement without sending.
+        match line.find(" \\g").or(line.find("\\;")) {
+            Some(at) if line.is_char_boundary(at) => {
+                kept.push_str(&line[..at]);
+                kept.push_str(";\n");
+                kept.push_str(line[at..].strip_prefix("\\;").unwrap_or(""));
+            }
+            _ => kept.push_str(line),
         }
+        kept.push('\n');
+        data = lower.starts_with("copy ") && lower.contains("from stdin") && lower.ends_with(';');
     }
-    kept.split(";\n").map(str::trim).filter(|s| !s.is_empty()).map(str::to_owned).collect()
+    kept
 }
 
 /// Calls that the grammar writes for syntax of its own, so that no name stands in the text.
@@ -161,11 +190,27 @@ pub fn compare(command: &str, figures: &mut Figures) -> Option<Clarity> {
             wrong.push(format!("function {function}"));
         }
     }
-    for (node, _, _, _) in theirs.protobuf.nodes() {
-        if let Some(verb) = needs(&node)
-            && !ours.action.parts.iter().any(|(v, _)| verb.contains(v))
+    for (node, ..) in theirs.protobuf.nodes() {
+        if let Some(verbs) = kinds::needs(&node)
+            && !ours.action.parts.iter().any(|(v, _)| verbs.contains(v))
         {
-            wrong.push(format!("one of {verb:?} for {}", name_of(&node)));
+            wrong.push(format!("one of {verbs:?} for {}", name_of(&node)));
+        }
+        code(&node, &ours.action.parts, &mut wrong);
+    }
+    // Statement by statement: the parts of one say nothing of another.
+    for (fact, stmt) in facts.iter().zip(&theirs.protobuf.stmts) {
+        let Some(node) = stmt.stmt.as_ref().and_then(|s| s.node.as_ref()) else { continue };
+        let node = node.to_ref();
+        let parts = &ours.action.parts[fact.parts.clone()];
+        if !kinds::top(&node).is_none_or(|verbs| parts.iter().any(|(v, _)| verbs.contains(v))) {
+            wrong.push(format!("{} as {parts:?}", name_of(&node)));
+        }
+        if let NodeRef::SelectStmt(select) = &node
+            && !select.locking_clause.is_empty()
+            && fact.verb == "select"
+        {
+            wrong.push("a row lock".to_owned());
         }
     }
     if !wrong.is_empty() {
@@ -174,50 +219,47 @@ pub fn compare(command: &str, figures: &mut Figures) -> Option<Clarity> {
     Some(Clarity::Parsed)
 }
 
-/// Verbs of which a statement of this kind must have one.
-fn needs(node: &NodeRef<'_>) -> Option<&'static [Verb]> {
-    use Verb::{Admin, Delete, Execute, Read, Schema, Session, Write};
-    Some(match node {
-        NodeRef::InsertStmt(_) | NodeRef::UpdateStmt(_) => &[Write],
-        NodeRef::DeleteStmt(_) | NodeRef::TruncateStmt(_) => &[Delete],
-        NodeRef::MergeStmt(_) => &[Write, Delete, Read],
-        NodeRef::CreateStmt(_)
-        | NodeRef::ViewStmt(_)
-        | NodeRef::IndexStmt(_)
-        | NodeRef::CreateTableAsStmt(_)
-        | NodeRef::DropStmt(_)
-        | NodeRef::AlterTableStmt(_)
-        | NodeRef::RenameStmt(_)
-        | NodeRef::CreateFunctionStmt(_)
-        | NodeRef::CreateSeqStmt(_)
-        | NodeRef::CreateEnumStmt(_)
-        | NodeRef::CreateDomainStmt(_)
-        | NodeRef::CommentStmt(_)
-        | NodeRef::RefreshMatViewStmt(_)
-        | NodeRef::IntoClause(_) => &[Schema, Admin],
-        NodeRef::GrantStmt(_)
-        | NodeRef::GrantRoleStmt(_)
-        | NodeRef::CreateRoleStmt(_)
-        | NodeRef::AlterRoleStmt(_)
-        | NodeRef::DropRoleStmt(_)
-        | NodeRef::AlterSystemStmt(_)
-        | NodeRef::AlterOwnerStmt(_)
-        | NodeRef::CreateExtensionStmt(_)
-        | NodeRef::CreatedbStmt(_)
-        | NodeRef::DropdbStmt(_)
-        | NodeRef::LoadStmt(_)
-        | NodeRef::CheckPointStmt(_)
-        | NodeRef::CreatePolicyStmt(_)
-        | NodeRef::AlterDefaultPrivilegesStmt(_)
-        | NodeRef::ReassignOwnedStmt(_)
-        | NodeRef::DropOwnedStmt(_) => &[Admin],
-        NodeRef::DoStmt(_) | NodeRef::CallStmt(_) => &[Execute],
-        NodeRef::TransactionStmt(_) | NodeRef::VariableSetStmt(_) => &[Session, Admin],
-        NodeRef::NotifyStmt(_) => &[Write],
-        NodeRef::LockStmt(_) => &[Read, Write],
-        NodeRef::CopyStmt(_) => &[Read, Write, Delete, Session, Admin, Execute, Schema],
-        _ => return None,
-    })
+/// What runs another's code without being a call: conversions to types and operators that are not the server's own.
+fn code(node: &NodeRef<'_>, parts: &[Part], wrong: &mut Vec<String>) {
+    let has = |prefix: &str, name: &str| {
+        parts.iter().any(|(verb, target)| {
+            *verb == Verb::Execute
+                && target.as_str().starts_with(prefix)
+                && last(target.as_str()) == name.replace('"', "\"\"")
+        })
+    };
+    let strings = |nodes: &[pg_query::protobuf::Node]| -> Vec<String> {
+        let text = |node: &pg_query::protobuf::Node| match &node.node {
+            Some(NodeEnum::String(text)) => Some(text.sval.clone()),
+            _ => None,
+        };
+        nodes.iter().filter_map(text).collect()
+    };
+    match node {
+        NodeRef::TypeCast(cast) => {
+            let names = cast.type_name.as_ref().map(|t| strings(&t.names)).unwrap_or_default();
+            let own = match names.as_slice() {
+                [schema, _] => schema == "pg_catalog",
+                [name] => is_builtin_type(name),
+                _ => false,
+            };
+            let name = names.last().cloned().unwrap_or_default();
+            if !own && !has("type:", &name) {
+                wrong.push(format!("a cast to {names:?}"));
+            }
+        }
+        NodeRef::AExpr(expression) => {
+            let names = strings(&expression.name);
+            let name = names.last().cloned().unwrap_or_default();
+            let own = OPERATORS.lines().any(|operator| operator == name);
+            // BETWEEN and the like are kept there by their words.
+            let sign = !name.is_empty() && name.bytes().all(|b| b.is_ascii_punctuation());
+            if sign && !own && !has("op:", &name) {
+                wrong.push(format!("the operator {names:?}"));
+            }
+        }
+        _ => {}
+    }
 }
 
 fn name_of(node: &NodeRef<'_>) -> String {

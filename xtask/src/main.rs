@@ -3,6 +3,7 @@
 mod bench;
 mod build;
 mod build_ebpf;
+mod corpus;
 mod demo;
 mod fuzz;
 #[cfg(test)]

@@ -11,7 +11,7 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 
-use crate::shell;
+use crate::{corpus, shell};
 
 /// The last release built on the LLVM of the pinned toolchain.
 const BPF_LINKER: &str = "0.10.4";
@@ -23,6 +23,7 @@ const PACKAGES: &[&str] = &[
     "postgresql-client",
     "iproute2",
     "openssl",
+    "bzip2",
     "libclang-dev",
     "python3",
     "python3-venv",
@@ -50,6 +51,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         step("npm", || shell::answer("npm", &["--version"]).is_some(), || install_packages(&["npm"]))?;
         step("Python drivers", || is_current(PYTHON), install_python_drivers)?;
         step("Node drivers", || is_current(NODE), install_node_drivers)?;
+        step("SQL corpus", corpus::is_there, corpus::install)?;
     }
     Ok(())
 }

@@ -276,8 +276,7 @@ fn reachable(dir: &Path) -> bool {
     dir.ancestors().all(|dir| fs::metadata(dir).is_ok_and(|m| m.permissions().mode() & 0o001 != 0))
 }
 
-/// `test result: ok. 3 passed; 0 failed; 0 ignored; ...`. What is ignored needs a corpus that is
-/// not in the tree.
+/// `test result: ok. 3 passed; 0 failed; 0 ignored; ...`.
 fn counts(line: &str) -> Option<(u64, u64)> {
     let rest = line.strip_prefix("test result: ")?;
     let number = |word: &str| -> Option<u64> {

@@ -190,7 +190,15 @@ fn classify_into(tokens: &[Token], build: &mut Builder<'_>) {
             None => refuse(build),
         }
     } else if utility::recognise(tokens, build).is_none() {
-        refuse(build);
+        match utility::administrative_head(tokens) {
+            Some(head) => {
+                // Whatever it goes on to say, it is no less than this.
+                build.plain(Verb::Admin, &format!("sql:{head}"));
+                build.unknown("opaque");
+                build.kind = StatementKind::Opaque;
+            }
+            None => refuse(build),
+        }
     }
 }
 

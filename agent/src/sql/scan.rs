@@ -151,8 +151,8 @@ pub(super) fn constants(tokens: &[Token], build: &mut Builder<'_>) {
             continue;
         }
         let start = name_start(tokens, i);
-        let keyword = start == i && pair[0].word().is_some_and(|w| words::category(w).is_some());
-        if !keyword && let Some(name) = Cursor::new(&tokens[start..=i]).name() {
+        let syntax = start == i && pair[0].word().is_some_and(words::before_text);
+        if !syntax && let Some(name) = Cursor::new(&tokens[start..=i]).name() {
             build.conversion(&name);
         }
     }

@@ -117,6 +117,16 @@ pub(super) fn recognise(tokens: &[Token], build: &mut Builder<'_>) -> Option<()>
     }
 }
 
+/// The head of a statement that changes shape, rights or the server whatever follows it, also where the rest is not
+/// understood.
+pub(super) fn administrative_head(tokens: &[Token]) -> Option<&str> {
+    let heads = [
+        "alter", "analyse", "analyze", "cluster", "comment", "create", "drop", "refresh", "reindex", "security",
+        "vacuum",
+    ];
+    tokens.first().and_then(Token::word).filter(|head| heads.contains(head))
+}
+
 fn session(build: &mut Builder<'_>, c: Cursor<'_>, target: &str, kind: StatementKind) -> Option<()> {
     build.plain(Verb::Session, target);
     build.kind = kind;

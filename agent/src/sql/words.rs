@@ -119,6 +119,18 @@ pub(super) fn opens_syntax(word: &str) -> bool {
     matches!(category(word), Some(Category::Reserved | Category::Column)) || BEFORE_PARENTHESIS.contains(&word)
 }
 
+/// Whether an unquoted word before a text is syntax and never the type of a constant.
+pub(super) fn before_text(word: &str) -> bool {
+    match category(word) {
+        None => false,
+        Some(Category::Reserved | Category::Column) => true,
+        Some(Category::TypeOrFunction) => {
+            matches!(word, "ilike" | "is" | "isnull" | "like" | "notnull" | "overlaps" | "similar")
+        }
+        Some(Category::Unreserved) => matches!(word, "double" | "escape" | "varying" | "zone" | "language" | "path"),
+    }
+}
+
 /// Calls that the grammar itself defines: they name no function that anyone could replace.
 const GRAMMAR_CALLS: &[&str] = &[
     "coalesce",
