@@ -27,16 +27,28 @@ pub(super) const MAX_CHAIN: usize = 8192;
 /// Expressions the parser may start for each token: bounds its backtracking.
 const FUEL_PER_TOKEN: usize = 24;
 
-/// Parses one statement (no semicolons). `None`: refused.
-pub(super) fn parse(tokens: &[Token]) -> Option<Statement> {
+/// Why a statement was not parsed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Refused {
+    /// It is none that the parser knows.
+    NotUnderstood,
+    /// It would take too much to read.
+    TooComplex,
+}
+
+/// Parses one statement (no semicolons).
+pub(super) fn parse(tokens: &[Token]) -> Result<Statement, Refused> {
     if chain_length(tokens) > MAX_CHAIN {
-        return None;
+        return Err(Refused::TooComplex);
     }
-    let theirs = translate(tokens)?;
+    let theirs = translate(tokens).ok_or(Refused::NotUnderstood)?;
     let dialect = Dialectal { base: PostgreSqlDialect {}, fuel: Cell::new(FUEL_PER_TOKEN * (theirs.len() + 40)) };
     let mut parser = Parser::new(&dialect).with_recursion_limit(PARSER_DEPTH).with_tokens_with_locations(theirs);
-    let statement = parser.parse_statement().ok()?;
-    (parser.peek_token().token == Theirs::EOF).then_some(statement)
+    let statement = parser.parse_statement().map_err(|error| match error {
+        ParserError::RecursionLimitExceeded => Refused::TooComplex,
+        _ => Refused::NotUnderstood,
+    })?;
+    if parser.peek_token().token == Theirs::EOF { Ok(statement) } else { Err(Refused::NotUnderstood) }
 }
 
 /// How deep a tree these tokens could make, at most.

@@ -104,7 +104,7 @@ impl<'a> Builder<'a> {
             // One more, to say so; after it nothing is added.
             if self.parts.len() == MAX_PARTS {
                 self.clarity = Clarity::Partial;
-                self.parts.push((Verb::Unknown, Target::new("sql:too many parts")));
+                self.parts.push((Verb::Unknown, Target::new(format!("sql:{}", super::TOO_COMPLEX))));
             }
             return;
         }

@@ -33,7 +33,7 @@ use std::{ops::Range, sync::Arc};
 
 use self::{
     build::Builder,
-    lexer::{Lexeme, Token},
+    lexer::{LexError, Lexeme, Token},
 };
 use crate::action::{Action, Clarity, Facts, ProtocolId, SqlFacts, Target, Verb};
 
@@ -50,20 +50,32 @@ pub fn is_builtin_type(name: &str) -> bool {
     words::builtin_type(name)
 }
 
+/// What a command is that is not understood.
+const OPAQUE: &str = "opaque";
+/// What a command is that would take too much to read: longer than 1 MiB or 131,072 tokens, more than 1000 statements,
+/// nested deeper than 200 levels (brackets and comments: 500), more than 8192 operators and keywords in a statement, more
+/// work for the parser than its size allows, or more than 1000 parts. All bounds are counted, none is a time: what is
+/// refused once is always refused.
+const TOO_COMPLEX: &str = "too complex";
+
 /// Most statements in one command.
 const MAX_STATEMENTS: usize = 1000;
 
 /// Understands the text of one command. Total: what cannot be understood is opaque.
 pub fn classify(text: &str, names: &dyn Names) -> Classified {
-    let Ok(tokens) = lexer::lex(text) else { return opaque(text) };
+    let tokens = match lexer::lex(text) {
+        Ok(tokens) => tokens,
+        Err(LexError::TooLong | LexError::TooDeep) => return opaque(text, TOO_COMPLEX),
+        Err(_) => return opaque(text, OPAQUE),
+    };
     // The bodies of SQL-standard functions hold semicolons that end nothing.
     if tokens.windows(2).any(|w| w[0].is("begin") && w[1].is("atomic")) {
-        return opaque(text);
+        return opaque(text, OPAQUE);
     }
     let statements = split(&tokens);
     let count = statements.iter().filter(|(_, tokens)| !tokens.is_empty()).count();
     if count > MAX_STATEMENTS {
-        return opaque(text);
+        return opaque(text, TOO_COMPLEX);
     }
     let mut action = Action {
         protocol: ProtocolId::Postgres,
@@ -127,11 +139,11 @@ fn identifier(token: &Token) -> Option<String> {
     }
 }
 
-fn opaque(text: &str) -> Classified {
+fn opaque(text: &str, why: &str) -> Classified {
     let mut reshape = Reshape::default();
     reshape.lose();
     Classified {
-        action: Action::opaque(ProtocolId::Postgres, Target::new("sql:opaque")),
+        action: Action::opaque(ProtocolId::Postgres, Target::new(format!("sql:{why}"))),
         statements: vec![StatementInfo {
             kind: StatementKind::Opaque,
             span: 0..text.len(),
@@ -186,18 +198,19 @@ fn statement_into(tokens: &[Token], build: &mut Builder<'_>) {
 fn classify_into(tokens: &[Token], build: &mut Builder<'_>) {
     if is_data(tokens) {
         match bridge::parse(tokens) {
-            Some(statement) => walk::walk(&statement, tokens, build),
-            None => refuse(build),
+            Ok(statement) => walk::walk(&statement, tokens, build),
+            Err(bridge::Refused::NotUnderstood) => refuse(build, OPAQUE),
+            Err(bridge::Refused::TooComplex) => refuse(build, TOO_COMPLEX),
         }
     } else if utility::recognise(tokens, build).is_none() {
         match utility::administrative_head(tokens) {
             Some(head) => {
                 // Whatever it goes on to say, it is no less than this.
                 build.plain(Verb::Admin, &format!("sql:{head}"));
-                build.unknown("opaque");
+                build.unknown(OPAQUE);
                 build.kind = StatementKind::Opaque;
             }
-            None => refuse(build),
+            None => refuse(build, OPAQUE),
         }
     }
 }
@@ -208,10 +221,10 @@ fn is_data(tokens: &[Token]) -> bool {
     tokens.first().is_some_and(|t| t.is_punct(b'(') || t.word().is_some_and(|w| heads.contains(&w)))
 }
 
-fn refuse(build: &mut Builder<'_>) {
+fn refuse(build: &mut Builder<'_>, why: &str) {
     build.clarity = Clarity::Opaque;
     build.kind = StatementKind::Opaque;
-    build.part(Verb::Unknown, Target::new("sql:opaque"));
+    build.unknown(why);
 }
 
 /// `SELECT [pg_catalog.]set_config('name', 'value', true|false)` and nothing else: a SET that returns a row.

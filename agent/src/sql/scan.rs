@@ -6,6 +6,7 @@ use super::{
     build::{Builder, Name},
     cursor::{Cursor, name_start, nameable},
     lexer::{Lexeme, Token},
+    utility::relations,
     words::{self, Builtin, Category},
 };
 use crate::action::Verb;
@@ -29,21 +30,20 @@ pub(super) fn scan(tokens: &[Token], build: &mut Builder<'_>) {
             }
             continue;
         }
+        // The last segment of a name stands for all of it.
+        let goes_on = tokens.get(i + 1).is_some_and(|t| t.is_punct(b'.'));
+        if goes_on {
+            continue;
+        }
         let called = tokens.get(i + 1).is_some_and(|t| t.is_punct(b'('));
         let start = name_start(tokens, i);
         let before = start.checked_sub(1).and_then(|b| tokens.get(b));
-        let goes_on = tokens.get(i + 1).is_some_and(|t| t.is_punct(b'.'));
-        if !goes_on {
-            related(tokens, start, i, build);
-            converted(tokens, start, i, build);
-            if start < i && !called {
-                build.attribute(last);
-            }
+        related(tokens, start, i, build);
+        converted(tokens, start, i, build);
+        if start < i && !called {
+            build.attribute(last);
         }
         if before.is_some_and(|b| b.is("references")) {
-            if tokens.get(i + 1).is_some_and(|t| t.is_punct(b'.')) {
-                continue;
-            }
             if let Some(name) = Cursor::new(&tokens[start..]).name() {
                 build.relation(Verb::Schema, &name);
             }
@@ -96,23 +96,19 @@ fn opens_syntax(word: &str, before: Option<&Token>) -> bool {
 fn related(tokens: &[Token], start: usize, i: usize, build: &mut Builder<'_>) {
     let word = |n: usize| start.checked_sub(n).and_then(|at| tokens[at].word()).unwrap_or("");
     let name = |end: usize| Cursor::new(&tokens[start..end]).name();
-    let before = start.checked_sub(1).map(|at| &tokens[at]);
     match (word(2), word(1)) {
         ("partition", "of") => name(i + 1).into_iter().for_each(|name| build.relation(Verb::Schema, &name)),
         // The last segment is the column.
         ("owned", "by") if start < i => name(i - 1).into_iter().for_each(|name| build.relation(Verb::Schema, &name)),
+        _ if tokens[i].is("inherits") => {
+            let mut after = Cursor::new(&tokens[i + 1..]);
+            let mut parents = Cursor::new(after.group().unwrap_or(&[]));
+            relations(&mut parents).into_iter().flatten().for_each(|name| build.relation(Verb::Schema, &name));
+        }
         (_, "like") if start >= 2 && (tokens[start - 2].is_punct(b'(') || tokens[start - 2].is_punct(b',')) => {
             name(i + 1).into_iter().for_each(|name| build.relation(Verb::Read, &name));
         }
         _ => {}
-    }
-    // INHERITS (a, b)
-    if before.is_some_and(|b| b.is_punct(b'(') || b.is_punct(b',')) {
-        let open = tokens[..start].iter().rposition(|t| t.is_punct(b'('));
-        let closed = open.is_some_and(|open| tokens[open..start].iter().any(|t| t.is_punct(b')')));
-        if !closed && open.and_then(|open| open.checked_sub(1)).is_some_and(|at| tokens[at].is("inherits")) {
-            name(i + 1).into_iter().for_each(|name| build.relation(Verb::Schema, &name));
-        }
     }
 }
 

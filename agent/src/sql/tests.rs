@@ -117,6 +117,88 @@ fn too_deep_too_long_too_many_is_opaque_and_quick() {
         let c = classify(&sql, &Fixed);
         assert_ne!(c.action.clarity, Clarity::Parsed, "{}...", &sql[..40]);
         assert!(c.action.parts.iter().any(|(v, _)| *v == Verb::Unknown));
+        // What cannot nest is no statement.
+        if !sql.starts_with("explain") && !sql.starts_with("prepare") {
+            assert!(too_complex(&sql), "{}... {:?}", &sql[..40], c.action.parts);
+        }
+        fuzz::classification(&sql);
+    }
+}
+
+fn too_complex(sql: &str) -> bool {
+    let parts = classify(sql, &Fixed).action.parts;
+    parts.iter().any(|(verb, target)| *verb == Verb::Unknown && target.as_str() == "sql:too complex")
+}
+
+#[test]
+fn the_limits_are_where_they_are_said_to_be() {
+    let statements = |n: usize| "select 1;".repeat(n);
+    assert!(!too_complex(&statements(MAX_STATEMENTS)) && too_complex(&statements(MAX_STATEMENTS + 1)));
+    let length = |n: usize| format!("select '{}'", "x".repeat(n - 9));
+    assert!(!too_complex(&length(lexer::MAX_TEXT)) && too_complex(&length(lexer::MAX_TEXT + 1)));
+    let comments = |n: usize| format!("{}{} select 1", "/*".repeat(n), "*/".repeat(n));
+    assert!(!too_complex(&comments(lexer::MAX_DEPTH)) && too_complex(&comments(lexer::MAX_DEPTH + 1)));
+    let brackets = |n: usize| format!("create table t (a int default {}1{})", "(".repeat(n), ")".repeat(n));
+    assert!(!too_complex(&brackets(lexer::MAX_DEPTH - 1)) && too_complex(&brackets(lexer::MAX_DEPTH)));
+    let chain = |n: usize| format!("select 1{}", "+1".repeat(n));
+    assert!(!too_complex(&chain(bridge::MAX_CHAIN - 1)) && too_complex(&chain(bridge::MAX_CHAIN)));
+    let tables = |n: usize| {
+        let names: Vec<String> = (0..n).map(|i| format!("t{i}")).collect();
+        format!("truncate {}", names.join(","))
+    };
+    assert!(!too_complex(&tables(1000)) && too_complex(&tables(1001)));
+    assert!(!too_complex("select 'unterminated") && !too_complex("nonsense"));
+}
+
+/// Texts as long as are read, of every kind that could take more than its length: each comes to an end.
+#[test]
+fn a_mebibyte_of_anything_is_read_or_refused() {
+    let fill = |start: &str, piece: &str, end: &str| {
+        let room = lexer::MAX_TEXT - start.len() - end.len();
+        format!("{start}{}{end}", piece.repeat(room / piece.len()))
+    };
+    for sql in [
+        fill("select ", "a,", "a"),
+        fill("select a from t where a in (", "1,", "1)"),
+        fill("insert into t values ", "(1,'x'),", "(1,'x')"),
+        fill("insert into t values ('", "x", "')"),
+        fill("insert into t values (E'", "\\x41", "')"),
+        fill("insert into t values (U&'", "\\0041", "')"),
+        fill("select ", "'a'\n", ""),
+        fill("select $a$", "$b$", "$a$"),
+        fill("select ", "--\n", "1"),
+        fill("select ", "/**/", "1"),
+        fill("select ", "/* ", ""),
+        fill("select ", "a.", "a"),
+        fill("create table t (", "a int,", "b int)"),
+        fill("create table t (a int default ", "a.", "a)"),
+        fill("create table t (a int) inherits (", "a,", "b)"),
+        fill("create table t (a int check (", "f(1)+", "1))"),
+        fill("create index i on t (", "f(a),", "b)"),
+        fill("alter table t ", "add a int,", "add b int"),
+        fill("alter table t ", "inherit p,", "inherit p"),
+        fill("create function f() returns int as '", "x", "' language sql"),
+        fill("create function f() returns int ", "language sql ", ""),
+        fill("copy t (", "a,", "b) from stdin"),
+        fill("copy t from stdin (", "header,", "header)"),
+        fill("drop table ", "a,", "b"),
+        fill("set search_path = ", "a,", "b"),
+        fill("execute p(", "1,", "1)"),
+        fill("", "select 1;", ""),
+        fill("", ";", ""),
+        fill("", "(", ""),
+        fill("", "\"", ""),
+        fill("", "'", ""),
+        fill("", "$", ""),
+        fill("", "$a$", ""),
+        fill("", "\\", ""),
+        fill("", "<", ""),
+        fill("", "\u{e9}", ""),
+        fill("", "with ", ""),
+        fill("", "explain ", ""),
+        fill("", "select ", ""),
+    ] {
+        assert!(sql.len() <= lexer::MAX_TEXT && sql.len() > lexer::MAX_TEXT - 20);
         fuzz::classification(&sql);
     }
 }
