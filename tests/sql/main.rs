@@ -9,6 +9,7 @@
 mod attacks;
 mod kinds;
 mod oracle;
+mod table;
 
 use std::{
     collections::BTreeMap,

@@ -176,6 +176,11 @@ fn create(mut c: Cursor<'_>, build: &mut Builder<'_>) -> Option<()> {
             if kind == "type" && (c.peek().is_some_and(|t| t.is_punct(b'(')) || c.rest().iter().any(calls)) {
                 admin(build, "create", "type")?;
             }
+            // Labels hold no code.
+            if c.eat(&["as", "enum"]) {
+                c.group()?;
+                return c.done().then_some(());
+            }
             scan(c.rest(), build);
             Some(())
         }
@@ -209,6 +214,20 @@ fn create(mut c: Cursor<'_>, build: &mut Builder<'_>) -> Option<()> {
                 build.unknown("function body");
             }
             scan(arguments, build);
+            Some(())
+        }
+        "aggregate" => {
+            let name = c.name()?;
+            let target = function_target(build, &name, true);
+            build.part(Verb::Schema, target);
+            // Who may call the aggregate runs these.
+            for (i, token) in c.rest().iter().enumerate() {
+                let mut function = c.skip(i + 1);
+                let named = token.identifier().is_some_and(|w| w.contains("func") && !w.ends_with("_modify"));
+                if named && function.eat_op("=") {
+                    build.call(&function.name()?);
+                }
+            }
             Some(())
         }
         "trigger" | "constraint trigger" => {
