@@ -4,6 +4,7 @@
 mod bounds;
 mod escapes;
 mod hold;
+mod lists;
 mod logins;
 mod masks;
 mod names;

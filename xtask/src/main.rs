@@ -5,6 +5,7 @@ mod build;
 mod build_ebpf;
 mod corpus;
 mod demo;
+mod functions;
 mod fuzz;
 #[cfg(test)]
 mod layers;
@@ -36,6 +37,8 @@ enum Command {
     Build(build::Arguments),
     /// Set up, build, and show the main job step by step
     Demo(demo::Arguments),
+    /// Make the lists of PostgreSQL's own functions, types and operators from its catalogue
+    Functions(functions::Arguments),
     /// Build a Debian package
     Package(package::Arguments),
     /// Run the fuzz targets
@@ -53,6 +56,7 @@ fn main() -> anyhow::Result<()> {
         Command::BuildEbpf => build_ebpf::run().map(|_| ()),
         Command::Build(arguments) => build::run(&arguments).map(|_| ()),
         Command::Demo(arguments) => demo::run(&arguments),
+        Command::Functions(arguments) => functions::run(&arguments),
         Command::Package(arguments) => package::run(&arguments).map(|_| ()),
         Command::Fuzz(arguments) => fuzz::run(&arguments),
         Command::Test(arguments) => test::run(&arguments),

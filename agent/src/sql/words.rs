@@ -15,7 +15,7 @@ pub(super) enum Category {
     Unreserved,
 }
 
-/// `select word || ' ' || catcode from pg_get_keywords()` of PostgreSQL 15, sorted.
+/// Made by `keywords.sql`, sorted.
 static KEYWORDS: LazyLock<Vec<(&'static str, Category)>> = LazyLock::new(|| {
     include_str!("keywords.txt")
         .lines()
