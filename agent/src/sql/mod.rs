@@ -115,6 +115,7 @@ pub fn classify(text: &str, names: &dyn Names) -> Classified {
         }
         let reshape = Reshape::of(&fact.verb, &parts);
         mentions.identifiers = tokens.iter().filter_map(identifier).collect();
+        mentions.conditions = tokens.iter().any(|token| ["check", "using", "where"].iter().any(|word| token.is(word)));
         fact.parts = action.parts.len()..action.parts.len() + parts.len();
         fact.statements = count;
         fact.text = text[span.clone()].to_owned();

@@ -244,6 +244,8 @@ pub struct Mentions {
     pub whole_row: bool,
     /// Columns are given new names: `FROM t AS a(x, y)`, `WITH c(x) AS`, `TABLE` in a set operation, `NATURAL JOIN`.
     pub renames_columns: bool,
+    /// CHECK, USING or WHERE stands in it: conditions on rows that are there, in a definition.
+    pub conditions: bool,
     /// Relations named, folded, as written: (schema, name). CTEs are not among them.
     pub relations: Vec<(Option<String>, String)>,
 }

@@ -18,7 +18,7 @@ impl Relay {
     pub(super) fn computed(&self, statements: &[StatementInfo], action: &Action) -> (Computed, bool) {
         let masks = &self.masker.masks;
         let may = self.may_touch(statements, action);
-        if !masks.has_columns() || reads_only_catalogue(action) {
+        if self.masks_nothing_of(action) {
             return (Computed::Shown, may);
         }
         let [StatementInfo { kind, lineage, .. }] = statements else { return (Computed::coarse(may), may) };
@@ -49,7 +49,7 @@ impl Relay {
     /// what is not ours to read.
     pub(super) fn may_touch(&self, statements: &[StatementInfo], action: &Action) -> bool {
         let masks = &self.masker.masks;
-        if !masks.has_columns() || reads_only_catalogue(action) {
+        if self.masks_nothing_of(action) {
             return false;
         }
         let opaque = |info: &StatementInfo| {
@@ -68,6 +68,22 @@ impl Relay {
             || self.names_unknown(statements.iter().chain(named()))
     }
 
+    /// Whether no column is masked, or a command reads nothing but PostgreSQL's own tables, and of those none that keeps values
+    /// of others'. Calls that could read more are parts of their own.
+    fn masks_nothing_of(&self, action: &Action) -> bool {
+        let masks = &self.masker.masks;
+        if !masks.has_columns() {
+            return true;
+        }
+        let own = |(verb, target): &(Verb, Target)| match verb {
+            Verb::Session => true,
+            Verb::Read => target.as_str().starts_with("pg_catalog."),
+            _ => false,
+        };
+        let catalog = self.names.catalog();
+        action.parts.iter().all(own) && !catalog.column_masks(masks).touched_by(action, catalog)
+    }
+
     /// Whether any of these names a relation that the catalogue does not know for certain: a view that was made just now, say.
     fn names_unknown<'s>(&self, mut statements: impl Iterator<Item = &'s StatementInfo>) -> bool {
         let names = self.names.names();
@@ -82,7 +98,7 @@ impl Relay {
     pub(super) fn whole_action(&self, action: &Action, statements: &[StatementInfo]) -> Action {
         let mut whole = self.registry.complete(action, statements);
         let masks = &self.masker.masks;
-        if !masks.has_columns() || reads_only_catalogue(&whole) {
+        if self.masks_nothing_of(&whole) {
             return whole;
         }
         let catalog = self.names.catalog();
@@ -100,13 +116,19 @@ impl Relay {
                 add(Target::new("?.?.?"));
             }
         }
-        // Whoever changes a table's definition may take a column out of its mask.
-        let changed: Vec<Target> =
-            whole.parts.iter().filter(|(verb, _)| *verb == Verb::Schema).map(|(_, t)| t.clone()).collect();
-        for target in changed {
-            if hidden.is_touched(&target, catalog) {
-                whole.parts.push((Verb::Infer, target));
-            }
+        let redefines = |info: &StatementInfo| {
+            let names = &info.mentions.identifiers;
+            info.mentions.conditions || names.iter().any(|n| REDEFINES.contains(&&**n) || masks.may_name_column(n))
+        };
+        if statements.iter().any(redefines) {
+            let changed: Vec<Target> = whole
+                .parts
+                .iter()
+                .filter(|(verb, _)| *verb == Verb::Schema)
+                .map(|(_, target)| target.clone())
+                .collect();
+            let touched = changed.into_iter().filter(|target| hidden.is_touched(target, catalog));
+            whole.parts.extend(touched.map(|target| (Verb::Infer, target)));
         }
         whole
     }
@@ -114,7 +136,7 @@ impl Relay {
     /// What masks forbid: to store what is hidden where it is not, and to return what nobody can trace.
     pub(super) fn barred_by_masks(&self, statements: &[StatementInfo], action: &Action) -> Option<Barred> {
         let masks = &self.masker.masks;
-        if !masks.has_columns() || reads_only_catalogue(action) {
+        if self.masks_nothing_of(action) {
             return None;
         }
         let catalog = self.names.catalog();
@@ -156,6 +178,11 @@ impl Relay {
     }
 }
 
+/// Words of definitions that take columns out of their masks, or make others of them: ALTER TABLE ... RENAME, TYPE, SET
+/// SCHEMA, ATTACH, DETACH, INHERIT, GENERATED, SET EXPRESSION, EXCLUDE.
+const REDEFINES: [&str; 9] =
+    ["attach", "detach", "exclude", "expression", "generated", "inherit", "rename", "schema", "type"];
+
 /// Whether the outputs of its lineage are what it returns.
 fn returns_its_outputs(kind: &StatementKind) -> bool {
     match kind {
@@ -174,18 +201,4 @@ fn target_of(column: &Column) -> Target {
         push_identifier(&mut text, part);
     }
     Target::new(text)
-}
-
-/// Whether a command reads nothing but PostgreSQL's own tables, and of those none that keeps values of others'
-/// (statistics, running statements, large objects). Calls that could read more are parts of their own.
-fn reads_only_catalogue(action: &Action) -> bool {
-    const KEEPS_VALUES: [&str; 3] = ["pg_stat", "pg_largeobject", "pg_prepared"];
-    action.parts.iter().all(|(verb, target)| match verb {
-        Verb::Session => true,
-        Verb::Read => target
-            .as_str()
-            .strip_prefix("pg_catalog.")
-            .is_some_and(|name| !KEEPS_VALUES.iter().any(|keeps| name.starts_with(keeps)) && name != "pg_cursors"),
-        _ => false,
-    })
 }
