@@ -48,7 +48,32 @@ fn main() -> Result<()> {
     let (_, text) = psql(&["-c", "DROP TABLE orders", "-c", "SELECT count(*) FROM orders"])?;
     ensure!(text.contains("no drops") && text.contains("5000"), "the refusal was not as it should be");
 
-    say("4. The agent tries a road of its own: a socket to a port that no policy names, and UDP.");
+    say(
+        "4. The agent tries to get round the mask: by computing, by an error that quotes the value, by searching for it.",
+    );
+    let (ok, text) = psql(&[
+        "-c",
+        "SELECT reverse(c.email), left(s.x, 9), row_to_json(c) FROM customers c, LATERAL (SELECT c.email AS x) s LIMIT 1",
+    ])?;
+    ensure!(ok && text.contains("[redacted]") && !text.contains("customer") && !text.contains("elpmaxe"), "leak");
+    let (ok, text) = psql(&["-c", "SELECT email::integer FROM customers WHERE id = 1"])?;
+    ensure!(!ok && text.contains("[redacted]") && !text.contains("customer1@"), "the error tells the value");
+    let mut search =
+        daemon.governed("psql", &["-X", &url, "-c", "SELECT id FROM customers WHERE email LIKE 'customer1@%'"])?;
+    let search = search.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
+    let searched = daemon.held()?;
+    daemon.ok(&[
+        "deny",
+        searched["id"].as_str().context("a hold has an id")?,
+        "--reason",
+        "look customers up by number",
+    ])?;
+    let output = search.wait_with_output()?;
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    println!("{text}");
+    ensure!(text.contains("masked column") && text.contains("look customers up by number"), "the search was not held");
+
+    say("5. The agent tries a road of its own: a socket to a port that no policy names, and UDP.");
     let direct = "import socket,sys\n\
         for kind, name in ((socket.SOCK_STREAM, 'tcp'), (socket.SOCK_DGRAM, 'udp')):\n\
         \x20   try:\n\
@@ -67,7 +92,7 @@ fn main() -> Result<()> {
     println!("{text}{}", String::from_utf8_lossy(&output.stderr));
     ensure!(text.contains("tcp") && text.contains("udp") && !text.contains("REACHED"), "a road was open");
 
-    say("5. Nothing of the agent holds the password: environment, command line, memory.");
+    say("6. Nothing of the agent holds the password: environment, command line, memory.");
     let mut idle = daemon.governed("psql", &["-X", &url])?;
     let mut idle = idle.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
     std::io::Write::write_all(&mut idle.stdin.as_ref().context("no input")?, b"SELECT count(*) FROM customers;\n")?;
@@ -80,7 +105,7 @@ fn main() -> Result<()> {
         secret::not_in_files(&daemon.path(place))?;
     }
 
-    say("6. The record: every session, and one of them replayed.");
+    say("7. The record: every session, and one of them replayed.");
     println!("{}", daemon.ok(&["sessions"])?);
     let session = hold["session"].as_str().context("a hold has a session")?;
     let replay = daemon.ok(&["replay", session])?;
@@ -88,7 +113,7 @@ fn main() -> Result<()> {
     ensure!(replay.contains("UPDATE products") && replay.contains("agreed with sales"), "the replay lacks the change");
     println!("{}", daemon.ok(&["audit", "verify"])?);
 
-    say("7. The doctor: what the host can do, how the daemon is, and every way out, tried from inside a session.");
+    say("8. The doctor: what the host can do, how the daemon is, and every way out, tried from inside a session.");
     let table = daemon.ok(&["doctor", "--workload", "bot"])?;
     println!("{table}");
     // What this host cannot close is named, with what it lacks; nothing that it could close is open.
