@@ -3,7 +3,7 @@
 
 use std::{fs, path::Path};
 
-use portcullis::{mask, policy, protocol::postgres::fuzz, sql};
+use portcullis::{action, mask, policy, protocol::postgres::fuzz, record, sql};
 
 /// Runs a target on each of its seeds, on each of their beginnings, and with bytes changed.
 fn run(name: &str, target: impl Fn(&[u8])) {
@@ -72,4 +72,32 @@ fn policy_file() {
 #[test]
 fn scrub() {
     run("scrub", mask::fuzz::scrub);
+}
+
+#[test]
+fn glob() {
+    run("glob", |data| action::glob::fuzz::glob(&String::from_utf8_lossy(data)));
+}
+
+#[test]
+fn path() {
+    run("path", |data| fuzz::path(&String::from_utf8_lossy(data)));
+}
+
+#[test]
+fn event() {
+    run("event", record::fuzz::event);
+}
+
+/// A target that no test here runs would keep nothing that it found.
+#[test]
+fn every_target_has_its_seeds_run() {
+    let source = fs::read_to_string("corpus/main.rs").unwrap();
+    let mut targets = 0;
+    for entry in fs::read_dir("fuzz/targets").unwrap() {
+        let name = entry.unwrap().path().file_stem().unwrap().to_string_lossy().into_owned();
+        assert!(source.contains(&format!("run(\"{name}\"")), "no test runs the seeds of {name}");
+        targets += 1;
+    }
+    assert!(targets >= 10, "{targets} targets");
 }

@@ -1,4 +1,4 @@
-//! `cargo xtask fuzz [TARGET...]`: runs the fuzz targets. What they find goes to the target folder; copy what failed to
+//! `cargo xtask fuzz [TARGET...] [--minutes N]`: runs the fuzz targets. What they find goes to the target folder; copy what failed to
 //! `tests/fuzz/seeds`, where a plain test keeps running it.
 
 use std::fs;
@@ -14,8 +14,11 @@ pub struct Arguments {
     /// Targets to run; all if none is named
     targets: Vec<String>,
     /// Time for each
-    #[arg(long, default_value_t = 60)]
+    #[arg(long, default_value_t = 60, conflicts_with = "minutes")]
     seconds: u32,
+    /// Time for each
+    #[arg(long)]
+    minutes: Option<u32>,
 }
 
 /// Runs the targets one after the other.
@@ -36,6 +39,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         cargo.args(["install", "cargo-fuzz", "--version", CARGO_FUZZ, "--locked", "--root"]).arg(setup::tools());
         shell::run(cargo.env("CARGO_TARGET_DIR", setup::tools().join("build")))?;
     }
+    let seconds = arguments.minutes.map_or(arguments.seconds, |minutes| minutes.saturating_mul(60));
     let chosen = all.iter().filter(|name| arguments.targets.is_empty() || arguments.targets.contains(name));
     for name in chosen {
         println!("\n== {name}");
@@ -45,7 +49,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         // Coverage needs nothing but the stable compiler; sanitizers would need another.
         command.args(["fuzz", "run", "--sanitizer", "none", "--fuzz-dir"]).arg(&folder).arg("--target-dir");
         command.arg(shell::target_dir().join("fuzz")).arg(name).arg(&grown).arg(folder.join("seeds").join(name));
-        command.arg("--").arg(format!("-max_total_time={}", arguments.seconds)).arg("-rss_limit_mb=4096");
+        command.arg("--").arg(format!("-max_total_time={seconds}")).arg("-rss_limit_mb=4096");
         shell::run(command.current_dir(shell::root()))?;
     }
     Ok(())

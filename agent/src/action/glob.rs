@@ -10,6 +10,7 @@
 //! Long because it holds matching and its reference model.
 
 mod automaton;
+pub mod fuzz;
 mod parse;
 
 use std::fmt;

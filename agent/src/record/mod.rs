@@ -14,6 +14,7 @@ mod error;
 mod event;
 mod follow;
 mod format;
+pub mod fuzz;
 mod keys;
 mod open;
 mod printable;

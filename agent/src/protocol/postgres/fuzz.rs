@@ -9,6 +9,7 @@ use super::{
     copy::{CopyColumns, CopyMasker},
     deny,
     mask::{Column, Masker, Plan, Rule},
+    names::parse_list,
     startup::{First, Login},
 };
 use crate::{
@@ -19,6 +20,13 @@ use crate::{
 };
 
 const CAP: usize = 4096;
+
+/// Reads a `search_path`: what is read, quoted, is read again as the same names.
+pub fn path(text: &str) {
+    let Some(names) = parse_list(text) else { return };
+    let quoted: Vec<String> = names.iter().map(|name| format!("\"{}\"", name.replace('"', "\"\""))).collect();
+    assert_eq!(parse_list(&quoted.join(", ")), Some(names));
+}
 
 /// Cuts a stream into frames: however it is split, the same frames come, they are its bytes, and the same error ends it.
 pub fn frames(data: &[u8]) {

@@ -388,7 +388,7 @@ fn expand(names: &[String], catalog: &Catalog) -> Arc<[Arc<str>]> {
 }
 
 /// A comma-separated list of identifiers, as `SplitIdentifierString` reads it: unquoted ones fold to lower case.
-fn parse_list(list: &str) -> Option<Vec<String>> {
+pub(super) fn parse_list(list: &str) -> Option<Vec<String>> {
     let mut names = Vec::new();
     let mut rest = list.trim();
     if rest.is_empty() {
