@@ -195,3 +195,33 @@ async fn a_policy_that_no_longer_allows_the_upstream_ends_its_connections() {
     let error = house.client().await.err().unwrap();
     assert!(format!("{error:?}").contains("closed"), "{error:?}");
 }
+
+/// What a rule says of parameters counts for each execution, whatever form they come in.
+#[tokio::test]
+async fn rules_see_bound_parameters() {
+    let server = server();
+    let policy = POLICY.replacen(
+        "effect = \"allow\"",
+        "when = \"sql.params.size() == 0 || sql.params[0] == '7'\"\neffect = \"allow\"",
+        1,
+    );
+    let house = TestHouse::new(&server, &policy).unwrap();
+    let client = house.client().await.unwrap();
+    // Binary, of a type that the server has told.
+    let statement = client.prepare("SELECT id FROM orders WHERE id = $1").await.unwrap();
+    assert_eq!(client.query(&statement, &[&7i32]).await.unwrap().len(), 1);
+    let error = client.query(&statement, &[&8i32]).await.unwrap_err();
+    assert_eq!(error.code().unwrap().code(), "42501", "{error:?}");
+    assert_eq!(client.query(&statement, &[&7i32]).await.unwrap().len(), 1);
+    // As a text, and of a type that is not read: closed.
+    let text = client.prepare("SELECT id FROM orders WHERE id::text = $1").await.unwrap();
+    assert_eq!(client.query(&text, &[&"7"]).await.unwrap().len(), 1);
+    client.query(&text, &[&"8"]).await.unwrap_err();
+    let time = client.prepare("SELECT id FROM orders WHERE $1::timestamptz IS NOT NULL LIMIT 1").await.unwrap();
+    client.query(&time, &[&std::time::SystemTime::now()]).await.unwrap_err();
+    // NULL is not 7.
+    client.query(&statement, &[&None::<i32>]).await.unwrap_err();
+    // Without parameters there are none; by PREPARE they would not be seen.
+    client.simple_query("SELECT id FROM orders WHERE id = 8").await.unwrap();
+    client.simple_query("PREPARE p(int) AS SELECT id FROM orders WHERE id = $1").await.unwrap_err();
+}

@@ -275,6 +275,23 @@ pub struct SqlFacts {
     pub statements: usize,
     /// The statement's text.
     pub text: String,
+    /// Its bound parameters.
+    #[serde(skip)]
+    pub params: Params,
+}
+
+/// The parameters that a statement is bound to.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Params {
+    /// It is none that can have any.
+    #[default]
+    None,
+    /// It is prepared: they come with each execution, which is judged again.
+    Pending,
+    /// Some cannot be read.
+    Unknown,
+    /// Each as text; NULL is `None`.
+    Known(Arc<[Option<Arc<str>>]>),
 }
 
 /// Facts about the process that opened a connection. Hints for people, never an identity: the cgroup is that.

@@ -53,6 +53,7 @@ pub(super) fn check(source: &Source, file: &File, known: Upstreams, errors: &mut
         file: source.name.clone(),
         cgroup: cgroup?,
         masks,
+        asks_params: rules.iter().any(|rule| rule.when.as_ref().is_some_and(|when| when.asks_params)),
         index: upstreams.iter().map(|upstream| Index::new(&rules, upstream)).collect(),
         upstreams,
         workload,

@@ -14,7 +14,9 @@ use super::{
     rule::{DEFAULT_EXPIRES, Origin, RuleSpec},
     when::{CelFacts, Verdict},
 };
-use crate::action::{Action, Clarity, Facts, Glob, MaskSpec, Part, Resource, SqlFacts, Subject, Verb, glob::Scanned};
+use crate::action::{
+    Action, Clarity, Facts, Glob, MaskSpec, Params, Part, Resource, SqlFacts, Subject, Verb, glob::Scanned,
+};
 
 /// The compiled policy of one workload. Immutable.
 #[derive(Debug)]
@@ -31,6 +33,7 @@ pub struct Policy {
     /// For each upstream, the rules that could match.
     pub(super) index: Vec<Index>,
     pub(super) words: Words,
+    pub(super) asks_params: bool,
 }
 
 /// Texts that are the same for every decision.
@@ -126,6 +129,11 @@ impl Policy {
         let mut rules: Vec<RuleSpec> = self.rules.iter().chain(&self.floor).cloned().collect();
         rules.sort_by_key(|rule| rule.origin);
         rules
+    }
+
+    /// Whether any rule asks for bound parameters.
+    pub fn asks_params(&self) -> bool {
+        self.asks_params
     }
 
     /// Judges an action. No side effects.
@@ -288,7 +296,15 @@ impl<'a> Judge<'a> {
         if let Some((_, verdict)) = self.verdicts.iter().find(|(of, _)| *of == place) {
             return *verdict;
         }
-        let verdict = self.facts.as_ref().map_or(Verdict::Unanswered, |(_, facts)| when.holds(facts));
+        let mut verdict = self.facts.as_ref().map_or(Verdict::Unanswered, |(_, facts)| when.holds(facts));
+        if verdict == Verdict::Unanswered
+            && when.asks_params
+            && statement.is_some_and(|(_, facts)| facts.params == Params::Pending)
+        {
+            // Only whether it could ever run is asked now; it is judged again with its parameters.
+            let permits = self.policy.rules[place as usize].effect <= Effect::Notify;
+            verdict = if permits { Verdict::True } else { Verdict::False };
+        }
         self.verdicts.push((place, verdict));
         verdict
     }

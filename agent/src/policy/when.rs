@@ -18,12 +18,12 @@ use cel::{
 };
 
 use super::error::did_you_mean;
-use crate::action::{Resource, SqlFacts, Subject, Target};
+use crate::action::{Params, Resource, SqlFacts, Subject, Target};
 
 static ENV: LazyLock<Arc<Env>> = LazyLock::new(|| Arc::new(Env::stdlib().with_optional_support(false)));
 
 const VARIABLES: &[&str] = &["sql", "workload", "session", "upstream", "database"];
-const SQL: &[&str] = &["verb", "has_where", "has_limit", "tables", "functions", "statements", "text"];
+const SQL: &[&str] = &["verb", "has_where", "has_limit", "tables", "functions", "statements", "text", "params"];
 const SESSION: &[&str] = &["intent"];
 const FUNCTIONS: &[&str] =
     &["size", "contains", "startsWith", "endsWith", "string", "int", "uint", "double", "bool", "bytes", "type", "dyn"];
@@ -43,6 +43,8 @@ pub(super) enum Verdict {
 pub(super) struct When {
     text: Box<str>,
     program: Program,
+    /// It asks for bound parameters.
+    pub(super) asks_params: bool,
 }
 
 /// What is wrong with an expression, and where in its text.
@@ -66,8 +68,9 @@ impl When {
             }
             None => whole("the expression cannot be parsed".into()),
         })?;
-        Names { text, scope: Vec::new() }.check(program.expression())?;
-        let when = Self { text: text.into(), program };
+        let mut names = Names { text, scope: Vec::new(), params: false };
+        names.check(program.expression())?;
+        let when = Self { text: text.into(), asks_params: names.params, program };
         when.try_on_samples().map_err(whole)?;
         Ok(when)
     }
@@ -100,6 +103,7 @@ impl When {
                 functions: vec!["pg_catalog.sample".into()],
                 statements: 1,
                 text: "sample".into(),
+                params: Params::Known([Some("sample".into())].into()),
                 ..SqlFacts::default()
             };
             let facts = CelFacts::of("sample", Some("sample"), "sample", Some("sample"), Some(&sql));
@@ -152,7 +156,7 @@ impl CelFacts {
         context.add_variable_from_value("session", session);
         if let Some(sql) = sql {
             let list = |texts: &mut dyn Iterator<Item = &str>| Value::from(texts.map(Value::from).collect::<Vec<_>>());
-            let facts: HashMap<&str, Value> = HashMap::from([
+            let mut facts: HashMap<&str, Value> = HashMap::from([
                 ("verb", Value::from(sql.verb.as_str())),
                 ("has_where", Value::Bool(sql.has_where)),
                 ("has_limit", Value::Bool(sql.has_limit)),
@@ -161,6 +165,14 @@ impl CelFacts {
                 ("statements", Value::Int(i64::try_from(sql.statements).unwrap_or(i64::MAX))),
                 ("text", Value::from(sql.text.as_str())),
             ]);
+            let text = |param: &Option<Arc<str>>| param.as_deref().map_or(Value::Null, Value::from);
+            match &sql.params {
+                Params::None => facts.insert("params", Value::from(Vec::<Value>::new())),
+                Params::Known(params) => {
+                    facts.insert("params", Value::from(params.iter().map(text).collect::<Vec<_>>()))
+                }
+                Params::Pending | Params::Unknown => None,
+            };
             context.add_variable_from_value("sql", facts);
         }
         Self(context)
@@ -172,18 +184,26 @@ struct Names<'a> {
     text: &'a str,
     /// Variables of the macros around (`all`, `exists`, `map`, ...).
     scope: Vec<String>,
+    /// `sql.params` was met, or `sql` as a whole.
+    params: bool,
 }
 
 impl Names<'_> {
     fn check(&mut self, node: &IdedExpr) -> Result<(), WhenError> {
         match &node.expr {
             Expr::Unspecified | Expr::Literal(_) => Ok(()),
-            Expr::Ident(name) => self.variable(name),
+            Expr::Ident(name) => {
+                self.params |= name == "sql";
+                self.variable(name)
+            }
             Expr::Select(select) => {
                 if let Expr::Ident(root) = &select.operand.expr
                     && !self.scope.contains(root)
                 {
                     self.field(root, &select.field)?;
+                    self.params |= root == "sql" && select.field == "params";
+                    // Which field it is was looked at here.
+                    return self.variable(root);
                 }
                 self.check(&select.operand)
             }

@@ -116,6 +116,11 @@ impl ConnectionCx {
         Arc::clone(&self.policy.load().masks)
     }
 
+    /// Whether the policy in force asks for bound parameters.
+    pub fn asks_params(&self) -> bool {
+        self.policy.load().policy.asks_params()
+    }
+
     /// Asks the policy in force. A session that is over may do nothing more.
     pub fn decide(&self, action: &Action) -> Decision {
         if self.subject.ends_at.is_some_and(|end| end <= std::time::SystemTime::now()) {

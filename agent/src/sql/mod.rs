@@ -35,7 +35,7 @@ use self::{
     build::Builder,
     lexer::{LexError, Lexeme, Token},
 };
-use crate::action::{Action, Clarity, Facts, ProtocolId, SqlFacts, Target, Verb};
+use crate::action::{Action, Clarity, Facts, Params, ProtocolId, SqlFacts, Target, Verb};
 
 pub use lineage::{Column, Lineage, Output, Sources};
 pub use reshape::Reshape;
@@ -116,6 +116,10 @@ pub fn classify(text: &str, names: &dyn Names) -> Classified {
         let reshape = Reshape::of(&fact.verb, &parts);
         mentions.identifiers = tokens.iter().filter_map(identifier).collect();
         mentions.conditions = tokens.iter().any(|token| ["check", "using", "where"].iter().any(|word| token.is(word)));
+        // Of what comes by itself they are not seen: PREPARE leaves them to EXECUTE.
+        if tokens.iter().any(|token| matches!(token.lexeme, Lexeme::Param(_))) {
+            fact.params = Params::Unknown;
+        }
         fact.parts = action.parts.len()..action.parts.len() + parts.len();
         fact.statements = count;
         fact.text = text[span.clone()].to_owned();

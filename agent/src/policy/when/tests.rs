@@ -72,6 +72,21 @@ fn expressions_hold_or_do_not() {
     ] {
         assert_eq!(When::new(text).unwrap_or_else(|e| panic!("{text}: {e:?}")).holds(&facts), want, "{text}");
     }
+    for (params, want) in [
+        (Params::Known([Some("7".into()), None].into()), [Verdict::True, Verdict::True]),
+        (Params::Known([Some("8".into())].into()), [Verdict::False, Verdict::Unanswered]),
+        (Params::None, [Verdict::Unanswered; 2]),
+        (Params::Pending, [Verdict::Unanswered; 2]),
+        (Params::Unknown, [Verdict::Unanswered; 2]),
+    ] {
+        let sql = SqlFacts { params, ..sql.clone() };
+        let facts = CelFacts::of("bot", None, "db", None, Some(&sql));
+        let holds =
+            ["sql.params[0] == '7'", "sql.params[1] == null"].map(|text| When::new(text).expect(text).holds(&facts));
+        assert_eq!(holds, want, "{:?}", sql.params);
+    }
+    assert!(When::new("sql.params[0] == '7'").expect("it is right").asks_params);
+    assert!(!When::new("sql.text == 'params'").expect("it is right").asks_params);
     let none = CelFacts::of("bot", None, "db", Some("shop"), None);
     for (text, want) in [
         ("sql.has_where", Verdict::Unanswered),

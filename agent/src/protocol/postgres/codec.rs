@@ -147,7 +147,7 @@ pub fn query(body: &[u8]) -> Result<&str, Malformed> {
 }
 
 /// Parse ('P').
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Parse<'a> {
     /// Name of the statement; empty is the unnamed one.
     pub name: &'a str,
@@ -155,6 +155,8 @@ pub struct Parse<'a> {
     pub sql: &'a str,
     /// The body without the name: what two equal statements of other names share.
     pub essence: &'a [u8],
+    /// Object ids of the types that it declares for its parameters; 0 where it leaves that to the server.
+    pub types: Vec<u32>,
 }
 
 impl<'a> Parse<'a> {
@@ -165,9 +167,9 @@ impl<'a> Parse<'a> {
         let essence = r.rest();
         let sql = text(r.cstr()?)?;
         let types = r.count(4)?;
-        r.take(types * 4)?;
+        let types = (0..types).map(|_| r.u32()).collect::<Result<_, _>>()?;
         r.all()?;
-        Ok(Self { name, sql, essence })
+        Ok(Self { name, sql, essence, types })
     }
 }
 

@@ -21,6 +21,7 @@ mod login;
 mod mask;
 mod message;
 mod names;
+mod params;
 pub mod paths;
 mod prepared;
 mod relay;

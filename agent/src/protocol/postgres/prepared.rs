@@ -5,7 +5,7 @@
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, OnceLock, PoisonError},
 };
 
 use bytes::Bytes;
@@ -36,7 +36,9 @@ pub struct Prepared {
     pub essence: Bytes,
     /// When its names were resolved.
     pub epoch: u64,
-    /// Its result columns, once described.
+    /// Types of its parameters, as far as it declares them.
+    pub types: Box<[u32]>,
+    /// Its parameters and result columns, once described.
     pub described: Described,
     /// The masks that `action` and `barred` were told under.
     pub masks: Arc<MaskSet>,
@@ -138,7 +140,7 @@ impl<T: Clone> Memo<T> {
 
 /// The columns of a result, once the server has told them.
 #[derive(Debug, Default)]
-pub struct Described(Mutex<Option<Told>>);
+pub struct Described(Mutex<Option<Told>>, OnceLock<Box<[u32]>>);
 
 #[derive(Debug)]
 struct Told {
@@ -150,6 +152,16 @@ impl Described {
     /// Remembers the columns and the bytes that told them; none if it returns no rows.
     pub fn set(&self, told: &[u8], fields: Arc<[Field]>) {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(Told { bytes: told.into(), fields });
+    }
+
+    /// Remembers the types of the parameters.
+    pub fn set_types(&self, types: Box<[u32]>) {
+        let _ = self.1.set(types);
+    }
+
+    /// The types of the parameters.
+    pub fn types(&self) -> Option<&[u32]> {
+        self.1.get().map(|types| &**types)
     }
 
     /// Whether the same was told before.
@@ -175,6 +187,8 @@ pub struct Portal {
     pub essence: Bytes,
     /// The statement and its parameters, for people.
     pub text: Arc<str>,
+    /// The statement's action with its parameters, where the policy asks for them.
+    pub action: Option<Action>,
     /// Whether Execute was permitted on it already.
     pub running: std::sync::atomic::AtomicBool,
     /// A description was asked for, by the client or by us.

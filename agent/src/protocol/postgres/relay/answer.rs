@@ -147,6 +147,7 @@ impl Relay {
                 // The whole command's action: never less than the inner statement's.
                 action: action.clone(),
                 statements: sql::classify(text, &self.names.names()).statements.into(),
+                types: Box::default(),
                 essence: Bytes::copy_from_slice(text.as_bytes()),
                 epoch: self.names.epoch(),
                 described: Described::default(),

@@ -18,11 +18,12 @@ use super::{
     texts::Meaning,
 };
 use crate::{
-    action::{Action, ProtocolId, Target, Verb},
+    action::{Action, Params, ProtocolId, Target, Verb},
     protocol::postgres::{
         catalog::AGE,
         codec::{self, Bind, Execute, Frame, Malformed, Named, Parse, put, put_cstr},
         names::NameState,
+        params,
         prepared::{Described, Memo, Portal, Prepared, weight},
     },
     session::{Begun, Command, Inert, Lasting, SessionError, Standing},
@@ -258,7 +259,9 @@ impl Relay {
         };
         let Some(Meaning { action, statements, shape }) = self.classify(parse.sql, &frame) else { return Ok(()) };
         let action = self.whole_action(&action, &statements);
+        let action = if self.cx.asks_params() { params::with(&action, &Params::Pending) } else { action };
         let prepared = Prepared {
+            types: parse.types.into(),
             sql: parse.sql.into(),
             shape,
             barred: self.barred(&statements, &action),
@@ -309,7 +312,12 @@ impl Relay {
         } else {
             format!("{}\n-- {}", statement.sql, describe_parameters(&bind)).into()
         };
+        let action = self.cx.asks_params().then(|| {
+            let types = statement.described.types().unwrap_or(&statement.types);
+            params::with(&statement.action, &params::read(&bind, types))
+        });
         let portal = Portal {
+            action,
             formats: bind.formats,
             essence: keep(&frame, bind.essence),
             text,
@@ -319,7 +327,7 @@ impl Relay {
             charge: self.cx.memory.charge(bind.essence.len())?,
         };
         let name = bind.portal.to_owned();
-        let (action, bytes) = (&portal.statement.action, frame.into_bytes());
+        let (action, bytes) = (portal.action.as_ref().unwrap_or(&portal.statement.action), frame.into_bytes());
         let begun = match portal.statement.barred.clone() {
             Some((rule, why)) => self.gate.refuse_by_protocol(portal_command(&portal, &[], bytes), rule, why),
             None => self.gate.prepare(action, bytes, |bytes| portal_command(&portal, &[], bytes)),
@@ -344,6 +352,7 @@ impl Relay {
             barred,
             masks: Arc::clone(&self.masker.masks),
             statements: classified.statements.into(),
+            types: statement.types.clone(),
             essence: statement.essence.clone(),
             epoch: self.names.epoch(),
             described: Described::default(),

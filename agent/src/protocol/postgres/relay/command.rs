@@ -42,7 +42,7 @@ pub(super) fn portal_command(portal: &Portal, execute: &[u8], bytes: Bytes) -> C
         hash.update(part);
     }
     Command {
-        action: statement.action.clone(),
+        action: portal.action.as_ref().unwrap_or(&statement.action).clone(),
         bytes,
         text: Arc::clone(&portal.text),
         shape: Arc::clone(&statement.shape),
@@ -77,6 +77,7 @@ pub(super) fn empty_prepared() -> Prepared {
         shape: "".into(),
         action: Action::opaque(ProtocolId::Postgres, Target::new("sql:not-utf8")),
         statements: Arc::from([]),
+        types: Box::default(),
         essence: Bytes::new(),
         epoch: 0,
         described: Described::default(),

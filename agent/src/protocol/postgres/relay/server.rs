@@ -32,7 +32,7 @@ impl Relay {
             b'Z' => self.ready(frame),
             b'1' | b'2' | b'3' => self.acknowledged(frame),
             b'T' | b'n' => self.described(frame, Known::NotYet),
-            b't' => self.pass_for(frame, |e| matches!(e, Expect::DescribeStatement { .. })),
+            b't' => self.parameters(frame),
             b'E' => self.error(frame),
             b'N' => {
                 self.pass_text(&frame);
@@ -52,13 +52,16 @@ impl Relay {
         self.client.output.push(frame.into_bytes());
     }
 
-    fn pass_for(&mut self, frame: Frame, fits: impl Fn(&Expect) -> bool) -> Result<(), Stop> {
-        if self.owed.front().is_some_and(fits) {
-            self.pass(frame);
-            Ok(())
-        } else {
-            Err(unexpected(frame.tag()))
+    /// ParameterDescription: the types that the server chose.
+    fn parameters(&mut self, frame: Frame) -> Result<(), Stop> {
+        let Some(Expect::DescribeStatement { statement }) = self.owed.front() else { return Err(unexpected(b't')) };
+        let mut r = frame.reader();
+        let types = r.count(4).and_then(|n| (0..n).map(|_| r.u32()).collect()).map_err(|_| unexpected(b't'))?;
+        if let Some(statement) = statement {
+            statement.described.set_types(types);
         }
+        self.pass(frame);
+        Ok(())
     }
 
     pub(super) fn current_op(&mut self, tag: u8) -> Result<&mut Op, Stop> {
