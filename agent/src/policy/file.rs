@@ -168,7 +168,8 @@ pub(super) struct Rule {
     pub(super) targets: Option<At<Vec<At<String>>>>,
     /// Globs over targets that the rule does not match.
     pub(super) except: Option<At<Vec<At<String>>>>,
-    /// A CEL expression over `sql`, `workload`, `session`, `upstream` and `database`.
+    /// A CEL expression over `sql` (`verb`, `has_where`, `has_limit`, `tables`, `functions`, `statements`, `text`, `params`),
+    /// `workload`, `session` (`intent`), `upstream` and `database`.
     pub(super) when: Option<At<String>>,
     /// What to do.
     pub(super) effect: Effect,

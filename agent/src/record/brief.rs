@@ -1,8 +1,8 @@
 //! The short form of the events that come most often.
 //!
 //! A command and its result repeat who and where their connection is, in every event. Once a segment has an event of a
-//! connection in full, as JSON, further commands and results of it are kept in this form, which is a third as long: a
-//! byte that tells the kind, the time as in JSON, the connection's number, then the fields in the order of
+//! connection in full, as JSON, further commands and results of it are kept in this form, which is less than half as
+//! long: a byte that tells the kind, the time as in JSON, the connection's number, then the fields in the order of
 //! [`EventBody`]. Numbers are LEB128; texts have their length before them; what is absent is a zero byte.
 
 use std::{

@@ -2,8 +2,9 @@
 //!
 //! `NNNNNNNNNN.tail`: a header, then records to the first length of zero; the rest of the file is zero.
 //! header: magic 8, number u64, first sequence u64, created u64 (Unix microseconds), previous segment's hash 32, then
-//! BLAKE3 of those 64 bytes. record: length u32, hash 32, the event (JSON, or in short: `brief`). A record's hash is BLAKE3 of
-//! the hash before it (the header's for the first), the length and the event. The first segment's previous hash is BLAKE3 of the public key.
+//! BLAKE3 of those 64 bytes. record: length u32, hash 32, the event (JSON, or in short: `brief`). A record's hash is BLAKE3
+//! of the hash before it (the header's for the first), the length and the event. The first segment's previous hash is
+//! BLAKE3 of the public key.
 //!
 //! `NNNNNNNNNN.sealed`: magic 8, the header, count u64, plain bytes u64 (with header), final hash 32, last event's time
 //! u64, packed bytes u64, BLAKE3 of the packed bytes 32, Ed25519 signature 64 of all before; then the records, zstd.

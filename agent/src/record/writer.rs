@@ -1,7 +1,7 @@
 //! The recorder: one writer, appended to from any thread.
 //!
-//! `append` serialises outside of the lock, in short ([`brief`]) where the segment allows it, then takes it for a hash and a copy into the mapped tail; it never waits
-//! for a disk. Two threads do that: one syncs what was asked for at once and everything else within
+//! `append` serialises outside of the lock, in short ([`brief`]) where the segment allows it, then takes it for a hash and
+//! a copy into the mapped tail; it never waits for a disk. Two threads do that: one syncs what was asked for at once and everything else within
 //! [`SYNC_WITHIN`], the other prepares, seals and prunes segments.
 
 use std::{
