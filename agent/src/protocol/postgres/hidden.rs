@@ -37,6 +37,8 @@ const STATISTICS: [(&str, &str); 8] = [
 pub struct ColumnMasks {
     columns: HashMap<(u32, i16), Rule>,
     relations: HashSet<u32>,
+    /// The same, as policies name them.
+    targets: HashSet<Target>,
 }
 
 impl ColumnMasks {
@@ -66,6 +68,8 @@ impl ColumnMasks {
             }
             views.iter().flatten().for_each(|view| found.trace(catalog, view));
             if found.columns.len() == before {
+                let relations = found.relations.iter().filter_map(|oid| catalog.by_oid(*oid));
+                found.targets = relations.map(|r| Target::relation(Some(&r.schema), &r.name)).collect();
                 return found;
             }
         }
@@ -82,14 +86,13 @@ impl ColumnMasks {
     }
 
     /// Whether any part of an action is about a relation with hidden columns.
-    pub fn touched_by(&self, action: &Action, catalog: &Catalog) -> bool {
-        action.parts.iter().any(|(_, target)| self.is_touched(target, catalog))
+    pub fn touched_by(&self, action: &Action) -> bool {
+        action.parts.iter().any(|(_, target)| self.is_touched(target))
     }
 
     /// The same of one target.
-    pub fn is_touched(&self, target: &Target, catalog: &Catalog) -> bool {
-        let touched = self.relations.iter().filter_map(|oid| catalog.by_oid(*oid));
-        touched.into_iter().any(|relation| Target::relation(Some(&relation.schema), &relation.name) == *target)
+    pub fn is_touched(&self, target: &Target) -> bool {
+        self.targets.contains(target)
     }
 
     /// The columns that are hidden among those that a value derives from.

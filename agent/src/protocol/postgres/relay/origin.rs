@@ -64,7 +64,7 @@ impl Relay {
         let named = || self.registry.named(statements).flat_map(|prepared| prepared.statements.iter());
         action.parts.iter().any(|(verb, _)| matches!(verb, Verb::Execute | Verb::Unknown))
             || statements.iter().chain(named()).any(opaque)
-            || catalog.column_masks(masks).touched_by(action, catalog)
+            || catalog.column_masks(masks).touched_by(action)
             || self.names_unknown(statements.iter().chain(named()))
     }
 
@@ -81,7 +81,7 @@ impl Relay {
             _ => false,
         };
         let catalog = self.names.catalog();
-        action.parts.iter().all(own) && !catalog.column_masks(masks).touched_by(action, catalog)
+        action.parts.iter().all(own) && !catalog.column_masks(masks).touched_by(action)
     }
 
     /// Whether any of these names a relation that the catalogue does not know for certain: a view that was made just now, say.
@@ -127,7 +127,7 @@ impl Relay {
                 .filter(|(verb, _)| *verb == Verb::Schema)
                 .map(|(_, target)| target.clone())
                 .collect();
-            let touched = changed.into_iter().filter(|target| hidden.is_touched(target, catalog));
+            let touched = changed.into_iter().filter(|target| hidden.is_touched(target));
             whole.parts.extend(touched.map(|target| (Verb::Infer, target)));
         }
         whole
