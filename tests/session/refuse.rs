@@ -225,3 +225,50 @@ async fn rules_see_bound_parameters() {
     client.simple_query("SELECT id FROM orders WHERE id = 8").await.unwrap();
     client.simple_query("PREPARE p(int) AS SELECT id FROM orders WHERE id = $1").await.unwrap_err();
 }
+
+/// Code that no call shows: the server finds it by the name of a column, a type or an operator.
+#[tokio::test]
+async fn code_that_hides_behind_other_names_is_refused() {
+    let server = server();
+    server
+        .sql(
+            "shop",
+            "CREATE FUNCTION peek(orders) RETURNS integer LANGUAGE sql AS 'SELECT 7'; \
+             CREATE FUNCTION peek(text) RETURNS integer LANGUAGE sql AS 'SELECT 7'; \
+             CREATE FUNCTION checked(text) RETURNS boolean LANGUAGE sql AS 'SELECT true'; \
+             CREATE DOMAIN word AS text CHECK (checked(value)); \
+             CREATE FUNCTION differs(integer, integer) RETURNS integer LANGUAGE sql AS 'SELECT 7'; \
+             CREATE OPERATOR public.=== (LEFTARG = integer, RIGHTARG = integer, FUNCTION = differs); \
+             CREATE OPERATOR public.+ (LEFTARG = integer, RIGHTARG = integer, FUNCTION = differs)",
+        )
+        .unwrap();
+    // They do run what they hide.
+    assert_eq!(server.sql("shop", "SELECT ('x'::text).peek").unwrap(), "7");
+    assert_eq!(server.sql("shop", "SET search_path = public, pg_catalog; SELECT 1 + 1").unwrap(), "7");
+    let house = TestHouse::new(&server, POLICY).unwrap();
+    let client = house.client().await.unwrap();
+    for hidden in [
+        "SELECT o.peek FROM orders o",
+        "SELECT (o).peek FROM orders o",
+        "SELECT ('x'::text).peek",
+        "SELECT ('/etc/passwd'::text).pg_read_file",
+        "SELECT (0.1::float8).pg_sleep",
+        "SELECT 'x'::word",
+        "SELECT word 'x'",
+        "SELECT CAST('x' AS public.word)",
+        "SELECT 1 === 2",
+        "SELECT 1 OPERATOR(public.+) 1",
+    ] {
+        let refused = client.simple_query(hidden).await.unwrap_err();
+        assert_eq!(refused.code().unwrap().code(), "42501", "{hidden}");
+    }
+    client.simple_query("SELECT o.id, (o).id, 1 + 1, '2'::text FROM orders o LIMIT 1").await.unwrap();
+    client.simple_query("SET search_path = public, pg_catalog").await.unwrap();
+    for shadowed in ["SELECT 1 + 1", "SELECT '2'::text", "SELECT id FROM orders WHERE id IN (1)"] {
+        let refused = client.simple_query(shadowed).await.unwrap_err();
+        assert_eq!(refused.code().unwrap().code(), "42501", "{shadowed}");
+    }
+    client.simple_query("SELECT id, '2'::varchar FROM orders LIMIT 1").await.unwrap();
+    client.simple_query("SET search_path = pg_catalog, public").await.unwrap();
+    client.simple_query("SELECT 1 + 1, '2'::text").await.unwrap();
+}

@@ -124,9 +124,16 @@ fn converted(tokens: &[Token], start: usize, i: usize, build: &mut Builder<'_>) 
     }
 }
 
+/// Words that the server turns into operators, which it finds by the path like any other.
+const COMPARING: &[&str] =
+    &["between", "case", "distinct", "ilike", "in", "like", "natural", "nullif", "similar", "using"];
+
 /// Judges every operator; a `*` that stands for columns is none.
 pub(super) fn operators(tokens: &[Token], build: &mut Builder<'_>) {
     for (i, token) in tokens.iter().enumerate() {
+        if token.word().is_some_and(|w| COMPARING.contains(&w)) {
+            build.operator("=");
+        }
         let Lexeme::Op(op) = &token.lexeme else { continue };
         let columns = op == "*"
             && i.checked_sub(1).is_none_or(|b| match &tokens[b].lexeme {

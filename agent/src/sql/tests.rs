@@ -358,6 +358,56 @@ fn shapes_differ_unless_only_values_do() {
     differ("select 'unterminated", "select 'other");
 }
 
+/// Where the path puts another schema before `pg_catalog`, the server's own signs and types may be others'.
+#[test]
+fn what_another_schema_may_shadow_is_not_the_servers_own() {
+    struct Shadowed;
+    impl Names for Shadowed {
+        fn relation_schema(&self, schema: Option<&str>, name: &str) -> Option<Arc<str>> {
+            Fixed.relation_schema(schema, name)
+        }
+        fn function_schema(&self, schema: Option<&str>, name: &str) -> Option<Arc<str>> {
+            Fixed.function_schema(schema, name)
+        }
+        fn creation_schema(&self) -> Option<Arc<str>> {
+            None
+        }
+        fn columns(&self, _: &str, _: &str) -> Option<Arc<[Arc<str>]>> {
+            None
+        }
+        fn type_schema(&self, schema: Option<&str>, _: &str) -> Option<Arc<str>> {
+            schema.map(Arc::from)
+        }
+        fn operator_schema(&self, _: &str) -> Option<Arc<str>> {
+            None
+        }
+    }
+    let parts = |sql: &str, names: &dyn Names| {
+        let action = classify(sql, names).action;
+        action.parts.iter().map(|(v, t)| format!("{v} {t}")).collect::<Vec<_>>()
+    };
+    for (sql, part) in [
+        ("select 1 + 1", "execute op:?.\"+\""),
+        ("select a * 2 from t", "execute op:?.\"*\""),
+        ("select a from t where a in (1)", "execute op:?.\"=\""),
+        ("select a from t where a between 1 and 2", "execute op:?.\"=\""),
+        ("select case a when 1 then 2 end from t", "execute op:?.\"=\""),
+        ("select * from t natural join u", "execute op:?.\"=\""),
+        ("create table made (a int check (a > 1))", "execute op:?.\">\""),
+        ("select '1'::text", "execute type:?.text"),
+        ("select date '2020-01-01'", "execute type:?.date"),
+        ("create table made (a text default '1'::json)", "execute type:?.json"),
+        ("prepare p (json) as select $1", "execute type:?.json"),
+    ] {
+        assert!(parts(sql, &Shadowed).iter().any(|p| p == part), "{sql}: {:?}", parts(sql, &Shadowed));
+        assert!(!parts(sql, &Fixed).iter().any(|p| p.starts_with("execute")), "{sql}: {:?}", parts(sql, &Fixed));
+    }
+    // Columns are no operator, and the grammar's types are nobody's.
+    for sql in ["select * from t", "select t.*, count(*) from t", "select '1'::int, cast(a as varchar(3)) from t"] {
+        assert!(!parts(sql, &Shadowed).iter().any(|p| p.starts_with("execute")), "{sql}: {:?}", parts(sql, &Shadowed));
+    }
+}
+
 #[test]
 fn unresolved_names_say_so() {
     struct Nothing;

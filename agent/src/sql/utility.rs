@@ -13,6 +13,7 @@ use super::{
     lexer::{Lexeme, Token},
     lineage::Output,
     statement::{CopyDirection, CopyFormat, CopyInfo, CopySource, Discard, StatementKind},
+    words,
 };
 use crate::action::{Target, Verb};
 
@@ -308,8 +309,18 @@ fn prepare(mut c: Cursor<'_>, build: &mut Builder<'_>) -> Option<()> {
         return c.done().then_some(());
     }
     let name = c.identifier()?.to_owned();
-    if c.peek()?.is_punct(b'(') {
-        c.group()?;
+    if let Some(types) = c.group() {
+        // What is bound is converted to these. Types of the grammar's own are keywords.
+        let mut declared = Cursor::new(types);
+        loop {
+            let keyword = declared.peek().and_then(Token::word).is_some_and(words::before_text);
+            let mut name = declared;
+            if !keyword {
+                build.conversion(&name.name()?);
+            }
+            let Some(at) = declared.find_punct(b',') else { break };
+            declared = declared.skip(at + 1);
+        }
     }
     c.eat(&["as"]).then_some(())?;
     let inner = inner(c.rest(), build)?;
