@@ -1,6 +1,7 @@
 //! Benchmarks, run by `cargo xtask bench`. Each compares in the same run, in turns, and prints ratios: a time alone says
 //! more about the machine than about Portcullis.
 
+mod classify;
 mod connect;
 mod peers;
 mod postgres;
@@ -14,6 +15,7 @@ fn main() -> Result<()> {
     match arguments[..] {
         ["connect"] => connect::run(connect::Print::Table),
         ["connect", "--json"] => connect::run(connect::Print::Json),
+        ["classify"] => classify::run(),
         ["postgres", ref rest @ ..] => postgres(rest),
         // What `connect` starts.
         ["connect-client", cgroup, address, count] => {
@@ -22,7 +24,7 @@ fn main() -> Result<()> {
         ["connect-server", cgroup] => connect::server(cgroup.as_ref()),
         // What `postgres` starts.
         ["idle-client", count] => scenario::idle_client(count.parse()?),
-        _ => bail!("usage: bench connect [--json] | postgres [--quick] [--only TEXT] [--json]"),
+        _ => bail!("usage: bench connect [--json] | classify | postgres [--quick] [--only TEXT] [--json]"),
     }
 }
 

@@ -21,6 +21,8 @@ pub struct Arguments {
 enum What {
     /// What connect() costs governed processes and others (root)
     Connect,
+    /// What reading and deciding a statement costs
+    Classify,
     /// PostgreSQL straight, and through Portcullis, pgbouncer and HAProxy (root)
     Postgres(Postgres),
     /// Instructions of the five commonest paths, beside their baseline
@@ -49,6 +51,10 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         Some(What::Connect) => {
             build(arguments)?;
             bench(arguments, &["connect"])
+        }
+        Some(What::Classify) => {
+            build(arguments)?;
+            bench(arguments, &["classify"])
         }
         Some(What::Postgres(postgres)) => {
             build(arguments)?;

@@ -343,6 +343,10 @@ impl Relay {
         let classified = sql::classify(&statement.sql, &self.names.names());
         let mut action = self.whole_action(&classified.action, &classified.statements);
         let barred = self.barred(&classified.statements, &action);
+        let described = Described::default();
+        if let Some(types) = statement.described.types() {
+            described.set_types(types.into());
+        }
         // What it meant before still counts: under which names the server planned it is not known for certain.
         crate::protocol::postgres::prepared::append(&mut action, &statement.action);
         Ok(Arc::new(Prepared {
@@ -355,7 +359,7 @@ impl Relay {
             types: statement.types.clone(),
             essence: statement.essence.clone(),
             epoch: self.names.epoch(),
-            described: Described::default(),
+            described,
             computed: Memo::default(),
             last: Memo::default(),
             charge: self.cx.memory.charge(statement.charge.bytes())?,

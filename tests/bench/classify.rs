@@ -1,0 +1,79 @@
+//! What it costs to read a statement and decide it, which happens once for a prepared one, and to decide it again, which
+//! happens at each execution; beside copying its text.
+
+use std::{
+    hint::black_box,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, ensure};
+use portcullis::{
+    action::{ProcessFacts, ProtocolId, Resource, Subject},
+    policy::{Decision, PolicySet},
+    sql::{classify, fuzz::Fixed},
+};
+
+use crate::median;
+
+const POLICY: &str = include_str!("policy.toml");
+const ROUNDS: usize = 9;
+const TIMES: u32 = 4000;
+
+const STATEMENTS: [(&str, &str); 3] = [
+    ("one row by its key", "SELECT abalance FROM pgbench_accounts WHERE aid = $1"),
+    (
+        "two tables, a group",
+        "SELECT b.bid, count(*), sum(a.abalance) FROM pgbench_accounts a JOIN pgbench_branches b ON a.bid = b.bid \
+         WHERE a.aid > $1 AND b.filler IS NULL GROUP BY b.bid ORDER BY 3 DESC LIMIT 20",
+    ),
+    ("a change", "UPDATE pgbench_accounts SET abalance = abalance + $1, filler = $2 WHERE aid = $3"),
+];
+
+/// Measures and prints.
+pub fn run() -> Result<()> {
+    let policy = POLICY.replace("{slice}", "portcullis.slice").replace("{port}", "9");
+    let set = PolicySet::from_texts([("bot.toml", policy)]).map_err(|error| anyhow::anyhow!("{error}"))?;
+    let policy = set.by_workload("bot").context("no policy")?;
+    let who = Subject {
+        workload: "bot".into(),
+        tenant: None,
+        session: "s".into(),
+        cgroup: 1,
+        intent: None,
+        trace_id: "t".into(),
+        ends_at: None,
+        process: ProcessFacts::default(),
+    };
+    let to = Resource {
+        upstream: "shop".into(),
+        protocol: ProtocolId::Postgres,
+        address: "127.0.0.1:9".into(),
+        database: Some("shop".into()),
+    };
+    println!("median of {ROUNDS} rounds of {TIMES}, microseconds\n");
+    println!("{:22} {:>16} {:>13} {:>10} {:>15}", "", "read and decide", "decide again", "copy", "ratio to a copy");
+    for (name, text) in STATEMENTS {
+        let read = classify(text, &Fixed).action;
+        ensure!(!matches!(policy.decide(&who, &to, &read), Decision::Deny(_)), "{name} is refused");
+        let mut copy = Vec::with_capacity(text.len());
+        let (mut whole, mut again, mut copied) = (Vec::new(), Vec::new(), Vec::new());
+        for _ in 0..ROUNDS {
+            whole.push(time(|| drop(black_box(policy.decide(&who, &to, &classify(black_box(text), &Fixed).action)))));
+            again.push(time(|| drop(black_box(policy.decide(&who, &to, black_box(&read))))));
+            copied.push(time(|| {
+                copy.clear();
+                copy.extend_from_slice(black_box(text.as_bytes()));
+                black_box(&copy);
+            }));
+        }
+        let [whole, again, copied] = [whole, again, copied].map(median);
+        println!("{name:22} {whole:16.2} {again:13.2} {copied:10.3} {:15.0}", whole / copied);
+    }
+    Ok(())
+}
+
+fn time(mut run: impl FnMut()) -> f64 {
+    let begun = Instant::now();
+    (0..TIMES).for_each(|_| run());
+    begun.elapsed().as_secs_f64() / f64::from(TIMES) / Duration::from_micros(1).as_secs_f64()
+}
