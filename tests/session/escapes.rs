@@ -33,6 +33,13 @@ verbs = ["read", "write", "delete", "schema", "infer"]
 targets = ["**"]
 effect = "allow"
 
+[[rule]]
+name = "effects"
+upstream = "shop"
+verbs = ["execute", "admin"]
+targets = ["fn:pg_catalog.pg_notify", "fn:pg_catalog.set_config", "fn:pg_catalog.current_setting"]
+effect = "allow"
+
 [[mask]]
 columns = ["vault.email", "vault.pin", "vault.doc", "vault.blob", "vault.tags", "vault_keys.email", "parted.secret", "parent.hidden"]
 with = "redact"

@@ -157,7 +157,7 @@ impl Look<'_> {
         outputs
     }
 
-    fn store(&mut self, column: Option<Column>, sources: Sources) {
+    pub(super) fn store(&mut self, column: Option<Column>, sources: Sources) {
         if sources.unknown || !sources.columns.is_empty() {
             self.stored.push((column, sources));
         }

@@ -112,6 +112,10 @@ impl Visitor for Values<'_, '_> {
                         self.look.compare(&sources);
                     }
                 }
+                if self.look.carries_away(&function.name) {
+                    let sources = self.look.sources_in(&function.args);
+                    self.look.store(None, sources);
+                }
                 // Rows come in the order in which a window saw them.
                 if let Some(over) = &function.over {
                     let sources = self.look.sources_in(over);
@@ -167,6 +171,17 @@ impl Look<'_> {
                 self.compare(&sources);
             }
         }
+    }
+
+    /// Whether a function of PostgreSQL's own puts its arguments where they can be seen later: a notification, a setting, a
+    /// large object, another server.
+    pub(super) fn carries_away(&self, name: &ObjectName) -> bool {
+        let Some(name) = Name::of(name) else { return false };
+        let own = || self.names.function_schema(name.schema.as_deref(), &name.name).as_deref() == Some("pg_catalog");
+        !(name.bare && (words::grammar_call(&name.name) || name.name == "array"))
+            // `setseed` shows in what `random` returns.
+            && (words::admin_function(&name.name)
+                || (words::builtin(&name.name) == Builtin::Other || name.name == "setseed") && own())
     }
 
     /// Whether a function tells nothing but what follows from its arguments.

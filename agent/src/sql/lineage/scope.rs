@@ -346,6 +346,9 @@ impl Look<'_> {
         sources.unknown |= args.iter().any(super::expression::is_wild);
         // How many rows there are follows from them.
         self.compare(&sources);
+        if self.carries_away(name) {
+            self.store(None, sources.clone());
+        }
         sources.unknown |= !self.is_pure(name);
         let called = alias.map(|alias| alias.name.value.clone()).or_else(|| super::last(name));
         Item { called, columns: Columns::Any(sources) }
