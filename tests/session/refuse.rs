@@ -272,3 +272,33 @@ async fn code_that_hides_behind_other_names_is_refused() {
     client.simple_query("SET search_path = pg_catalog, public").await.unwrap();
     client.simple_query("SELECT 1 + 1, '2'::text").await.unwrap();
 }
+
+/// To convert to labels runs nobody's code; to a domain, or to labels that a function converts to, it may.
+#[tokio::test]
+async fn enumerations_need_no_rule_and_other_types_do() {
+    let server = server();
+    let setup = "CREATE TYPE mood AS ENUM ('calm', 'cross'); CREATE TYPE made AS ENUM ('a'); \
+        CREATE FUNCTION make(int) RETURNS made LANGUAGE sql AS $$SELECT 'a'::made$$; \
+        CREATE CAST (int AS made) WITH FUNCTION make(int); \
+        CREATE DOMAIN small AS int CHECK (VALUE < 10); \
+        CREATE SCHEMA other; CREATE DOMAIN other.mood AS text; GRANT USAGE ON SCHEMA other TO PUBLIC";
+    server.sql("shop", setup).unwrap();
+    let house = TestHouse::new(&server, POLICY).unwrap();
+    let client = house.client().await.unwrap();
+    for sql in
+        ["SELECT 'calm'::mood", "SELECT 'calm'::public.mood", "SELECT CAST('calm' AS mood), id FROM orders LIMIT 1"]
+    {
+        client.simple_query(sql).await.unwrap_or_else(|error| panic!("{sql}: {error:?}"));
+    }
+    for sql in
+        ["SELECT 1::made", "SELECT 'a'::made", "SELECT 1::small", "SELECT 'calm'::other.mood", "SELECT 'x'::nowhere"]
+    {
+        let error = client.simple_query(sql).await.unwrap_err();
+        assert_eq!(error.code().unwrap().code(), "42501", "{sql}: {error:?}");
+    }
+    // By another path the name means the domain; made under way, it may mean anything.
+    client.simple_query("SET search_path = other, public").await.unwrap();
+    client.simple_query("SELECT 'calm'::mood").await.unwrap_err();
+    client.simple_query("SET search_path = public").await.unwrap();
+    client.simple_query("SELECT 'calm'::mood").await.unwrap();
+}

@@ -184,6 +184,9 @@ impl<'a> Builder<'a> {
         if schema.as_deref() == Some("pg_catalog") && words::builtin_type(&name.name) {
             return;
         }
+        if schema.as_deref().is_some_and(|schema| self.names.is_enumeration(schema, &name.name)) {
+            return;
+        }
         let mut target = "type:".to_owned();
         match schema {
             Some(schema) => push_identifier(&mut target, &schema),

@@ -24,6 +24,10 @@ pub trait Names {
             None => super::words::builtin_type(name).then(|| "pg_catalog".into()),
         }
     }
+    /// Whether a type is nothing but labels: to convert to it runs no code but the server's own.
+    fn is_enumeration(&self, _schema: &str, _name: &str) -> bool {
+        false
+    }
     /// The schema of an operator that the server has itself, written without a schema; `None` where another's might
     /// come first.
     fn operator_schema(&self, _operator: &str) -> Option<Arc<str>> {

@@ -79,6 +79,8 @@ pub struct Catalog {
     by_name: HashMap<Arc<str>, HashMap<Box<str>, u32>>,
     functions: HashMap<Arc<str>, HashSet<Box<str>>>,
     function_names: HashMap<u32, (Arc<str>, Box<str>)>,
+    /// Types that are not the server's own, each with whether it is nothing but labels.
+    types: HashMap<Arc<str>, HashMap<Box<str>, bool>>,
     /// Views, and what is known about them.
     pub(super) views: HashMap<u32, View>,
     /// Tables and those that their rows are among: children and parents.
@@ -118,6 +120,16 @@ impl Catalog {
     /// Whether a schema has a function of this name, with whatever arguments.
     pub fn has_function(&self, schema: &str, name: &str) -> bool {
         self.functions.get(schema).is_some_and(|names| names.contains(name))
+    }
+
+    /// Whether a schema has a type of this name, which is not the server's own.
+    pub fn has_type(&self, schema: &str, name: &str) -> bool {
+        self.types.get(schema).is_some_and(|names| names.contains_key(name))
+    }
+
+    /// Whether a type is an enumeration to and from which no function converts.
+    pub fn is_enumeration(&self, schema: &str, name: &str) -> bool {
+        self.types.get(schema).and_then(|names| names.get(name)).is_some_and(|labels| *labels)
     }
 
     /// Whether a schema is searched: we may use it, and it is there.
@@ -272,6 +284,7 @@ async fn load(cx: &ConnectionCx) -> Result<Catalog, LoginError> {
         by_name: HashMap::new(),
         functions: HashMap::new(),
         function_names: HashMap::new(),
+        types: HashMap::new(),
         views: HashMap::new(),
         children: Vec::new(),
         usable: HashSet::from(["pg_temp".into()]),
@@ -319,6 +332,14 @@ async fn load(cx: &ConnectionCx) -> Result<Catalog, LoginError> {
         let schema = schema_of(schema);
         catalog.functions.entry(Arc::clone(&schema)).or_default().insert(name.as_str().into());
         catalog.function_names.insert(number(&oid)?, (schema, name.into()));
+    }
+    let types = "SELECT n.nspname, t.typname, t.typtype = 'e' AND NOT EXISTS (SELECT 1 FROM pg_catalog.pg_cast c \
+        WHERE t.oid IN (c.castsource, c.casttarget) AND c.castfunc <> 0) FROM pg_catalog.pg_type t \
+        JOIN pg_catalog.pg_namespace n ON n.oid = t.typnamespace \
+        WHERE n.nspname NOT IN ('pg_catalog', 'information_schema')";
+    for row in simple(&mut side, types).await? {
+        let [schema, name, labels] = columns(row)?;
+        catalog.types.entry(schema_of(schema)).or_default().insert(name.into(), labels == "t");
     }
     for relation in catalog.relations.values_mut() {
         relation.names = relation.attributes.iter().map(|attribute| Arc::clone(&attribute.name)).collect();

@@ -273,6 +273,11 @@ impl PathNames<'_> {
         })
     }
 
+    fn type_in(&self, schema: &str, name: &str) -> There {
+        let known = self.catalog.is_usable(schema) && self.catalog.has_type(schema, name);
+        There::of(known, self.flux.touches_relation(schema, name))
+    }
+
     fn function_in(&self, schema: &str, name: &str) -> There {
         let known = self.catalog.is_usable(schema) && self.catalog.has_function(schema, name);
         There::of(known, self.flux.touches_function(schema, name))
@@ -357,8 +362,13 @@ impl Names for PathNames<'_> {
     fn type_schema(&self, schema: Option<&str>, name: &str) -> Option<Arc<str>> {
         match schema {
             Some(schema) => Some(schema.into()),
-            None => (self.own_first() && crate::sql::is_builtin_type(name)).then(|| "pg_catalog".into()),
+            None if crate::sql::is_builtin_type(name) => self.own_first().then(|| "pg_catalog".into()),
+            None => self.agreed(|path| first(searched(&["pg_temp"], path), |schema| self.type_in(schema, name))),
         }
+    }
+
+    fn is_enumeration(&self, schema: &str, name: &str) -> bool {
+        self.catalog.is_enumeration(schema, name) && !self.flux.touches_relation(schema, name)
     }
 
     fn operator_schema(&self, _operator: &str) -> Option<Arc<str>> {
