@@ -302,3 +302,15 @@ async fn enumerations_need_no_rule_and_other_types_do() {
     client.simple_query("SET search_path = public").await.unwrap();
     client.simple_query("SELECT 'calm'::mood").await.unwrap();
 }
+
+#[tokio::test]
+async fn what_is_too_complex_is_told_so() {
+    let server = server();
+    let house = TestHouse::new(&server, POLICY).unwrap();
+    let client = house.client().await.unwrap();
+    let deep = format!("SELECT {}1{}", "(".repeat(5000), ")".repeat(5000));
+    let message = client.simple_query(&deep).await.unwrap_err().as_db_error().unwrap().message().to_owned();
+    assert!(message.contains("too complex to be judged"), "{message}");
+    let message = client.simple_query("SELEC 1").await.unwrap_err().as_db_error().unwrap().message().to_owned();
+    assert!(message.contains("not understood"), "{message}");
+}

@@ -42,6 +42,7 @@ pub(super) struct Words {
     implicit: Arc<str>,
     nothing_allows: Reason,
     not_understood: Reason,
+    too_complex: Reason,
     not_declared: Reason,
     database: Reason,
     other_workload: Reason,
@@ -55,10 +56,19 @@ impl Default for Words {
             implicit: "implicit".into(),
             nothing_allows: reason(&default, "no rule of the policy allows this"),
             not_understood: reason(&default, "this was not understood, and no rule names `unknown` to let it pass"),
+            too_complex: reason(&default, "this is too complex to be judged: say it in smaller commands"),
             not_declared: reason(&default, "the policy does not declare this upstream"),
             database: reason(&"databases".into(), "the policy does not list this database for the upstream"),
             other_workload: reason(&default, "the policy is for another workload"),
         }
+    }
+}
+
+impl Words {
+    /// Why what holds something unknown is refused.
+    fn doubt(&self, what: &Action) -> &Reason {
+        let complex = what.parts.iter().any(|(_, target)| target.as_str().ends_with(":too complex"));
+        if complex { &self.too_complex } else { &self.not_understood }
     }
 }
 
@@ -195,7 +205,7 @@ impl<'a> Judge<'a> {
             return deny(&words.database);
         }
         if what.clarity == Clarity::Opaque && !what.parts.iter().any(|(verb, _)| *verb == Verb::Unknown) {
-            return deny(&words.not_understood);
+            return deny(words.doubt(what));
         }
         Ok(Self { policy, who, to, what, upstream, verdicts: Vec::new(), facts: None })
     }
@@ -365,7 +375,7 @@ impl<'a> Answer<'a> {
         }
         if self.unmatched {
             let unknown = what.parts.iter().any(|(verb, _)| *verb == Verb::Unknown);
-            return Decision::Deny(if unknown { &words.not_understood } else { &words.nothing_allows }.clone());
+            return Decision::Deny(if unknown { words.doubt(what) } else { &words.nothing_allows }.clone());
         }
         let floor = policy.floor.as_ref().filter(|_| self.raised);
         let Some(rule) = floor.filter(|floor| first.is_none_or(|rule| rule.effect < floor.effect)).or(first) else {
