@@ -314,3 +314,23 @@ async fn what_is_too_complex_is_told_so() {
     let message = client.simple_query("SELEC 1").await.unwrap_err().as_db_error().unwrap().message().to_owned();
     assert!(message.contains("not understood"), "{message}");
 }
+
+/// An operator that somebody made runs their function, also where the server has one of the same name for other types.
+#[tokio::test]
+async fn operators_that_somebody_made_need_a_rule() {
+    let server = server();
+    let setup = "CREATE SCHEMA other; GRANT USAGE ON SCHEMA other TO PUBLIC; \
+        CREATE FUNCTION other.joined(text, text) RETURNS text LANGUAGE sql SECURITY DEFINER AS 'SELECT $1'; \
+        CREATE OPERATOR other.+ (LEFTARG = text, RIGHTARG = text, FUNCTION = other.joined)";
+    server.sql("shop", setup).unwrap();
+    let house = TestHouse::new(&server, POLICY).unwrap();
+    let client = house.client().await.unwrap();
+    // Not on the path, it is not meant.
+    client.simple_query("SELECT id + 1 FROM orders LIMIT 1").await.unwrap();
+    client.simple_query("SET search_path = public, other").await.unwrap();
+    for sql in ["SELECT 'a'::text + 'b'::text", "SELECT id + 1 FROM orders LIMIT 1"] {
+        let error = client.simple_query(sql).await.unwrap_err();
+        assert_eq!(error.code().unwrap().code(), "42501", "{sql}: {error:?}");
+    }
+    client.simple_query("SELECT id - 1 FROM orders LIMIT 1").await.unwrap();
+}

@@ -79,6 +79,8 @@ pub struct Catalog {
     by_name: HashMap<Arc<str>, HashMap<Box<str>, u32>>,
     functions: HashMap<Arc<str>, HashSet<Box<str>>>,
     function_names: HashMap<u32, (Arc<str>, Box<str>)>,
+    /// Operators that neither the server nor an extension brought.
+    operators: HashMap<Arc<str>, HashSet<Box<str>>>,
     /// Types that are not the server's own, each with whether it is nothing but labels.
     types: HashMap<Arc<str>, HashMap<Box<str>, bool>>,
     /// Views, and what is known about them.
@@ -120,6 +122,11 @@ impl Catalog {
     /// Whether a schema has a function of this name, with whatever arguments.
     pub fn has_function(&self, schema: &str, name: &str) -> bool {
         self.functions.get(schema).is_some_and(|names| names.contains(name))
+    }
+
+    /// Whether a schema has an operator of this name that somebody made here, for whatever types.
+    pub fn has_operator(&self, schema: &str, name: &str) -> bool {
+        self.operators.get(schema).is_some_and(|names| names.contains(name))
     }
 
     /// Whether a schema has a type of this name, which is not the server's own.
@@ -284,6 +291,7 @@ async fn load(cx: &ConnectionCx) -> Result<Catalog, LoginError> {
         by_name: HashMap::new(),
         functions: HashMap::new(),
         function_names: HashMap::new(),
+        operators: HashMap::new(),
         types: HashMap::new(),
         views: HashMap::new(),
         children: Vec::new(),
@@ -332,6 +340,14 @@ async fn load(cx: &ConnectionCx) -> Result<Catalog, LoginError> {
         let schema = schema_of(schema);
         catalog.functions.entry(Arc::clone(&schema)).or_default().insert(name.as_str().into());
         catalog.function_names.insert(number(&oid)?, (schema, name.into()));
+    }
+    let operators = "SELECT DISTINCT n.nspname, o.oprname FROM pg_catalog.pg_operator o \
+        JOIN pg_catalog.pg_namespace n ON n.oid = o.oprnamespace WHERE n.nspname <> 'pg_catalog' \
+        AND NOT EXISTS (SELECT 1 FROM pg_catalog.pg_depend d WHERE d.deptype = 'e' AND d.objid = o.oid \
+        AND d.classid = 'pg_catalog.pg_operator'::pg_catalog.regclass)";
+    for row in simple(&mut side, operators).await? {
+        let [schema, name] = columns(row)?;
+        catalog.operators.entry(schema_of(schema)).or_default().insert(name.into());
     }
     let types = "SELECT n.nspname, t.typname, t.typtype = 'e' AND NOT EXISTS (SELECT 1 FROM pg_catalog.pg_cast c \
         WHERE t.oid IN (c.castsource, c.casttarget) AND c.castfunc <> 0) FROM pg_catalog.pg_type t \

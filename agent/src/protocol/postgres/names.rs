@@ -371,8 +371,11 @@ impl Names for PathNames<'_> {
         self.catalog.is_enumeration(schema, name) && !self.flux.touches_relation(schema, name)
     }
 
-    fn operator_schema(&self, _operator: &str) -> Option<Arc<str>> {
-        self.own_first().then(|| "pg_catalog".into())
+    fn operator_schema(&self, operator: &str) -> Option<Arc<str>> {
+        // Operators of all schemas of the path compete by the types of what they are given.
+        let mut schemas = self.paths.iter().filter_map(|path| path.as_deref()).flatten();
+        let made = schemas.any(|schema| self.catalog.has_operator(schema, operator));
+        (self.own_first() && !made).then(|| "pg_catalog".into())
     }
 
     fn attribute_calls(&self, name: &str) -> bool {
