@@ -15,6 +15,9 @@ pub struct Arguments {
     /// Print JSON in place of a table
     #[arg(long, global = true)]
     json: bool,
+    /// Shorter runs, less data: under two minutes
+    #[arg(long, global = true)]
+    quick: bool,
 }
 
 #[derive(clap::Subcommand)]
@@ -35,9 +38,6 @@ enum What {
 
 #[derive(Default, clap::Args)]
 struct Postgres {
-    /// Shorter runs, less data
-    #[arg(long)]
-    quick: bool,
     /// Only what has this in its name
     #[arg(long)]
     only: Option<String>,
@@ -85,7 +85,7 @@ fn postgres(arguments: &Arguments, postgres: &Postgres) -> Result<()> {
     setup::need("pgbouncer", "pgbouncer")?;
     setup::need("haproxy", "haproxy")?;
     let mut what = vec!["postgres"];
-    if postgres.quick {
+    if arguments.quick {
         what.push("--quick");
     }
     if let Some(only) = &postgres.only {
