@@ -164,7 +164,7 @@ fn pgbouncer(server: &Postgres, dir: &Path) -> Result<Peer> {
         "[databases]\nshop = host=127.0.0.1 port={} dbname=shop user=shop_agent password={PASSWORD}\n\
          [pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = {port}\nunix_socket_dir =\nauth_type = any\n\
          pool_mode = session\nmax_client_conn = 6000\ndefault_pool_size = 5050\n\
-         ignore_startup_parameters = extra_float_digits\nserver_tls_sslmode = disable\n\
+         ignore_startup_parameters = extra_float_digits\nserver_tls_sslmode = disable\nserver_idle_timeout = 10\n\
          log_connections = 0\nlog_disconnections = 0\nverbose = 0\n",
         server.port
     );

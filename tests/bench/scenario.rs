@@ -6,7 +6,8 @@ use std::{
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
     process::Stdio,
-    time::Instant,
+    thread,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, ensure};
@@ -231,7 +232,19 @@ fn idle(peers: &Peers, way: Way, connections: usize) -> Result<Vec<Option<f64>>>
     let after = resident(pid)?;
     client.stdin.take().context("no input")?.write_all(b"\n")?;
     client.wait()?;
+    gone(peers)?;
     Ok(vec![Some((after - before) / connections as f64), Some(after / 1024.0)])
+}
+
+/// Waits until the server's connections are given back: pgbouncer keeps them for a while.
+fn gone(peers: &Peers) -> Result<()> {
+    let deadline = Instant::now() + Duration::from_secs(120);
+    let clients = "SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend'";
+    while peers.server.sql("postgres", clients)?.parse::<u32>()? > 20 {
+        ensure!(Instant::now() < deadline, "idle connections do not end");
+        thread::sleep(Duration::from_millis(200));
+    }
+    Ok(())
 }
 
 /// What [`idle`] starts: connections by libpq's variables.
