@@ -258,19 +258,21 @@ async fn code_that_hides_behind_other_names_is_refused() {
         "SELECT CAST('x' AS public.word)",
         "SELECT 1 === 2",
         "SELECT 1 OPERATOR(public.+) 1",
+        // Which of two it is depends on types, which are not followed.
+        "SELECT 1 + 1",
     ] {
         let refused = client.simple_query(hidden).await.unwrap_err();
         assert_eq!(refused.code().unwrap().code(), "42501", "{hidden}");
     }
-    client.simple_query("SELECT o.id, (o).id, 1 + 1, '2'::text FROM orders o LIMIT 1").await.unwrap();
+    client.simple_query("SELECT o.id, (o).id, 2 - 1, '2'::text FROM orders o LIMIT 1").await.unwrap();
     client.simple_query("SET search_path = public, pg_catalog").await.unwrap();
-    for shadowed in ["SELECT 1 + 1", "SELECT '2'::text", "SELECT id FROM orders WHERE id IN (1)"] {
+    for shadowed in ["SELECT 2 - 1", "SELECT '2'::text", "SELECT id FROM orders WHERE id IN (1)"] {
         let refused = client.simple_query(shadowed).await.unwrap_err();
         assert_eq!(refused.code().unwrap().code(), "42501", "{shadowed}");
     }
     client.simple_query("SELECT id, '2'::varchar FROM orders LIMIT 1").await.unwrap();
     client.simple_query("SET search_path = pg_catalog, public").await.unwrap();
-    client.simple_query("SELECT 1 + 1, '2'::text").await.unwrap();
+    client.simple_query("SELECT 2 - 1, '2'::text").await.unwrap();
 }
 
 /// To convert to labels runs nobody's code; to a domain, or to labels that a function converts to, it may.
