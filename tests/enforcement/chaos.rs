@@ -8,7 +8,7 @@ use std::{
     io::{BufRead, BufReader, Read},
     net::{SocketAddr, TcpListener},
     path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
+    process::{Child, Stdio},
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
@@ -152,8 +152,7 @@ fn now() -> u64 {
 }
 
 fn signal(name: &str, pid: u32) {
-    let status = Command::new("kill").arg(format!("-{name}")).arg(pid.to_string()).status().expect("kill");
-    assert!(status.success(), "cannot signal {pid}");
+    portcullis_tests::signal(name, pid.cast_signed()).expect("it is there");
 }
 
 /// Somebody who wants the enforcer's ports.

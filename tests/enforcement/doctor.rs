@@ -159,7 +159,7 @@ fn an_interrupted_doctor_leaves_nothing() {
     };
     let live = || daemon.ok(&["sessions", "--json"]).expect("sessions").contains("\"state\":\"live\"");
     // Alone, as by a service manager; and with the session, as at a terminal.
-    for (signal, number, group) in [("TERM", libc::SIGTERM, ""), ("INT", libc::SIGINT, "-")] {
+    for (signal, number, group) in [("TERM", libc::SIGTERM, 1), ("INT", libc::SIGINT, -1)] {
         let doctor = daemon.command(&["doctor"]).expect("a command");
         // Who runs the tests in the background may have them ignore SIGINT, which programs inherit.
         let mut command = Command::new("env");
@@ -168,9 +168,7 @@ fn an_interrupted_doctor_leaves_nothing() {
         let mut doctor = doctor.expect("it starts");
         assert!(eventually(|| !left().is_empty() && live()), "it began");
         assert_eq!(doctor.try_wait().expect("a child"), None);
-        let mut kill = Command::new("kill");
-        let sent = kill.args([&format!("-{signal}"), "--", &format!("{group}{}", doctor.id())]).status();
-        assert!(sent.expect("kill").success());
+        portcullis_tests::signal(signal, group * doctor.id().cast_signed()).expect("it runs");
         assert_eq!(doctor.wait().expect("it ends").signal(), Some(number), "as whoever sent it expects");
         assert_eq!(left(), [""; 0]);
         assert!(!daemon.pins().join("escape_decoy").exists());

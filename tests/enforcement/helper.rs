@@ -426,7 +426,7 @@ fn helper_of(daemon: u32) -> u32 {
 }
 
 fn kill(signal: &str, pid: u32) {
-    assert!(Command::new("kill").args([format!("-{signal}"), pid.to_string()]).status().expect("kill").success());
+    portcullis_tests::signal(signal, pid.cast_signed()).expect("it is there");
 }
 
 fn is_running(pid: u32) -> bool {

@@ -131,7 +131,7 @@ impl Daemon {
     /// Ends it as a service manager would, supervisor and all.
     pub fn stop(&mut self) -> Result<()> {
         let mut child = self.child.take().context("not running")?;
-        ensure!(Command::new("kill").arg("-TERM").arg(child.id().to_string()).status()?.success(), "cannot signal it");
+        crate::signal("TERM", child.id().cast_signed())?;
         let status = child.wait()?;
         ensure!(status.success(), "it ended with {status}: {}", self.log());
         Ok(())
@@ -144,9 +144,7 @@ impl Daemon {
 
     /// Sends a signal to the daemon itself, not to its supervisor.
     pub fn signal(&self, name: &str) -> Result<()> {
-        let pid = self.pid()?.to_string();
-        ensure!(Command::new("kill").arg(format!("-{name}")).arg(&pid).status()?.success(), "cannot signal {pid}");
-        Ok(())
+        crate::signal(name, self.pid()?.cast_signed())
     }
 
     /// Waits until the supervisor has started another daemon than `before`, and it answers.
@@ -253,7 +251,7 @@ impl Daemon {
 impl Drop for Daemon {
     fn drop(&mut self) {
         if let Some(mut child) = self.child.take() {
-            let _ = Command::new("kill").arg("-TERM").arg(child.id().to_string()).status();
+            let _ = crate::signal("TERM", child.id().cast_signed());
             for _ in 0..200 {
                 if !matches!(child.try_wait(), Ok(None)) {
                     break;

@@ -6,12 +6,21 @@ mod house;
 mod postgres;
 pub mod secret;
 
+use anyhow::Context as _;
+
 pub use daemon::{DAEMON, Daemon, binary};
 pub use house::{TestHouse, reviewer};
 pub use postgres::{PASSWORD, Postgres};
 
 /// The policy of the demo and of the tests with a whole daemon.
 pub const SHOP_POLICY: &str = include_str!("shop.toml");
+
+/// Sends a signal, by its name without `SIG`, to a process, or to the group `-pid`. Without a program: a bare machine has
+/// none for it.
+pub fn signal(name: &str, pid: i32) -> anyhow::Result<()> {
+    let signal: nix::sys::signal::Signal = format!("SIG{name}").parse()?;
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), signal).with_context(|| format!("cannot signal {pid}"))
+}
 
 /// Milliseconds of `CLOCK_MONOTONIC`, which processes share.
 pub fn monotonic_ms() -> u64 {

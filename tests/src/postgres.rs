@@ -120,7 +120,9 @@ impl Postgres {
 impl Drop for Postgres {
     fn drop(&mut self) {
         // SIGQUIT: an immediate shutdown that takes the server's children along.
-        let _ = Command::new("kill").arg("-QUIT").arg(self.child.id().to_string()).status();
+        if crate::signal("QUIT", self.child.id().cast_signed()).is_err() {
+            let _ = self.child.kill();
+        }
         let _ = self.child.wait();
     }
 }

@@ -115,8 +115,8 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        // SIGQUIT: an immediate shutdown that takes the server's children along.
-        let _ = Command::new("kill").arg("-QUIT").arg(self.child.id().to_string()).status();
+        // Its children end when they find it gone.
+        let _ = self.child.kill();
         let _ = self.child.wait();
         let _ = fs::remove_dir_all(&self.folder);
     }
