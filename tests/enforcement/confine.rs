@@ -1,7 +1,11 @@
 //! What a confined process has left, and that ordinary programs run all the same.
 
 use std::{
-    os::fd::{AsRawFd, OwnedFd},
+    fs,
+    os::{
+        fd::{AsRawFd, OwnedFd},
+        unix::fs::PermissionsExt,
+    },
     process::{Command, Output},
 };
 
@@ -90,8 +94,13 @@ fn a_socket_as_standard_input_is_not_taken_where_it_is_a_road() {
 
 #[test]
 fn dangerous_system_calls_are_refused_also_in_disguise() {
+    // Where any user may enter, whatever the modes above the target folder are.
+    let folder = tempfile::tempdir().expect("a folder");
+    fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).expect("its mode");
+    let probe = folder.path().join("probe");
+    fs::copy(PROBE, &probe).expect("a copy of the probe");
     for user in ["-", NOBODY] {
-        let answers = text(&confined(user, &[PROBE, "act", "system-calls"]));
+        let answers = text(&confined(user, &[probe.to_str().expect("text"), "act", "system-calls"]));
         for line in answers.lines() {
             let (name, errno) = line.split_once(": ").expect("an answer");
             let wanted = match name {

@@ -296,6 +296,8 @@ impl Namespace {
     pub fn inside(&self, command: &Command) -> Command {
         let mut inside = Command::new("nsenter");
         inside.arg(self.argument()).arg(command.get_program()).args(command.get_args()).stdin(Stdio::null());
+        // Not where the tests are: the session's user may not be let in.
+        inside.current_dir(command.get_current_dir().unwrap_or(Path::new("/")));
         for (name, value) in command.get_envs() {
             match value {
                 Some(value) => inside.env(name, value),

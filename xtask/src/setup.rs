@@ -23,6 +23,7 @@ const PACKAGES: &[&str] = &[
     "postgresql-client",
     "iproute2",
     "openssl",
+    "openssh-client",
     "bzip2",
     "libclang-dev",
     "python3",
