@@ -22,4 +22,4 @@ pub use store::{
     Approval, Command, HoldError, HoldRequest, HoldSettings, HoldStore, Journal, JournalError, Outcome, Pending,
     SameUser,
 };
-pub use view::{ApprovalNote, Estimate, GrantState, HoldChange, HoldState, HoldView};
+pub use view::{ApprovalNote, Estimate, GrantState, HoldChange, HoldState, HoldView, Sample, SampleRow};

@@ -287,8 +287,8 @@ impl HoldStore {
     }
 
     /// Attaches what is known about the effect of a hold. Unknown ids are ignored: it was decided meanwhile.
-    pub fn set_estimate(&self, id: &str, rows: Option<u64>, note: impl Into<String>) {
-        self.inner.lock().set_estimate(&self.inner, id, Estimate { rows, note: note.into() });
+    pub fn set_estimate(&self, id: &str, estimate: Estimate) {
+        self.inner.lock().set_estimate(&self.inner, id, estimate);
     }
 
     /// Holds that wait or may be approved for a retry, oldest first.

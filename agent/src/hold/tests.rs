@@ -21,6 +21,7 @@ fn spec() -> HoldSpec {
         required: 1,
         expires: 15 * MINUTE,
         scope: HoldScope::Command,
+        dry_run: false,
     }
 }
 
@@ -67,7 +68,8 @@ async fn approve_and_deny_reach_the_one_who_waits() {
     assert_eq!(listed.iter().map(|v| v.id.clone()).collect::<Vec<_>>(), [first.id().clone(), second.id().clone()]);
     assert_eq!(listed[0].state, HoldState::Requested);
     assert_eq!(&*listed[0].command, "a");
-    store.set_estimate(first.id(), Some(3), "by the planner");
+    let estimate = Estimate { rows: Some(3), note: "by the planner".into(), counted: false, sample: None };
+    store.set_estimate(first.id(), estimate);
     assert_eq!(store.view(first.id()).unwrap().estimate.unwrap().rows, Some(3));
     tokio::time::advance(10 * MINUTE).await;
     let typed = format!(" {} ", first.id().to_uppercase().replace('0', "O").replace('1', "l"));

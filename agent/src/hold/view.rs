@@ -57,10 +57,35 @@ pub struct ApprovalNote {
 /// What the command is expected to do.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Estimate {
-    /// Rows the planner expects; `None` where it could not be asked.
+    /// Rows that it changed in a dry run, or else that the planner expects; `None` where neither could be had.
     pub rows: Option<u64>,
     /// One sentence for the reviewer.
     pub note: String,
+    /// The rows were counted in a dry run.
+    #[serde(default)]
+    pub counted: bool,
+    /// Some of the rows, from a dry run.
+    #[serde(default)]
+    pub sample: Option<Sample>,
+}
+
+/// Some of the rows that a command would change, masked as the agent would see them. Written in part by the agent: escape
+/// control characters before they meet a terminal.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Sample {
+    /// Names of the columns.
+    pub columns: Vec<String>,
+    /// The rows.
+    pub rows: Vec<SampleRow>,
+}
+
+/// A row before and after a command. `None` inside is NULL.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SampleRow {
+    /// As it is; `None` if it would be new, or is not known.
+    pub before: Option<Vec<Option<String>>>,
+    /// As it would be; `None` if it would be gone.
+    pub after: Option<Vec<Option<String>>>,
 }
 
 /// A hold as shown.

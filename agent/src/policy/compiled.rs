@@ -345,6 +345,8 @@ struct Holds<'a> {
     required: u8,
     expires: Option<Duration>,
     scope: HoldScope,
+    /// What the rules say that say anything; `false` stays.
+    dry_run: Option<bool>,
     /// The rules that name reviewers, one for each different list.
     reviewers: SmallVec<[&'a RuleSpec; 2]>,
 }
@@ -355,10 +357,14 @@ impl<'a> Answer<'a> {
             required: 1,
             expires: None,
             scope: HoldScope::SessionReads,
+            dry_run: None,
             reviewers: SmallVec::new(),
         });
         holds.required = holds.required.max(rule.required);
         holds.expires = [holds.expires, rule.expires].into_iter().flatten().min();
+        if let Some(said) = rule.dry_run {
+            holds.dry_run = Some(said && holds.dry_run.unwrap_or(true));
+        }
         if rule.scope == HoldScope::Command {
             holds.scope = HoldScope::Command;
         }
@@ -416,6 +422,7 @@ impl Holds<'_> {
             expires: self.expires.unwrap_or(DEFAULT_EXPIRES),
             // An approval of a session's reads never reaches what may change something.
             scope: if what.changes() { HoldScope::Command } else { self.scope },
+            dry_run: self.dry_run.unwrap_or(false),
         })
     }
 }

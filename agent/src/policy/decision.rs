@@ -112,4 +112,6 @@ pub struct HoldSpec {
     pub expires: Duration,
     /// How long an approval reaches.
     pub scope: HoldScope,
+    /// Whether a change is tried and rolled back while it waits.
+    pub dry_run: bool,
 }

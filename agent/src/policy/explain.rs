@@ -43,6 +43,8 @@ pub struct HoldExplanation {
     pub expires: String,
     /// How long an approval reaches.
     pub scope: HoldScope,
+    /// Whether a change is tried and rolled back while it waits.
+    pub dry_run: bool,
 }
 
 /// One (verb, target) pair.
@@ -97,6 +99,7 @@ impl Policy {
                     required: spec.required,
                     expires: duration::format(spec.expires),
                     scope: spec.scope,
+                    dry_run: spec.dry_run,
                 }),
                 _ => None,
             },
@@ -179,6 +182,9 @@ impl fmt::Display for Explanation {
             write!(f, "\n  waits {} for {} of {reviewers}", hold.expires, hold.required)?;
             if hold.scope == HoldScope::SessionReads {
                 write!(f, ", once for all reads of the session")?;
+            }
+            if hold.dry_run {
+                write!(f, ", with a dry run")?;
             }
         }
         for part in &self.parts {

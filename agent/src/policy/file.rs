@@ -183,6 +183,9 @@ pub(super) struct Rule {
     pub(super) expires: Option<At<Span>>,
     /// `hold`: how long an approval reaches. Default: `command`.
     pub(super) scope: Option<At<HoldScope>>,
+    /// `hold`: run a change of rows, count them, and roll it back while it waits, on a connection of its own, where nothing
+    /// that lasts can come of it. Among several rules that hold, `false` has the last word. Default: the planner is asked.
+    pub(super) dry_run: Option<At<bool>>,
     /// Names the tier of its upstreams: where this rule matches, it stands in place of that tier.
     pub(super) tier: Option<At<Tier>>,
 }

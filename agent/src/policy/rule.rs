@@ -56,6 +56,8 @@ pub struct RuleSpec {
     pub expires: Option<Duration>,
     /// How long an approval reaches.
     pub scope: HoldScope,
+    /// Whether a change is tried and rolled back while it waits, if the rule says so.
+    pub dry_run: Option<bool>,
     /// The tier that it stands in place of, where it matches.
     pub tier: Option<Tier>,
 }
@@ -77,6 +79,7 @@ impl RuleSpec {
             required: 1,
             expires: None,
             scope: HoldScope::Command,
+            dry_run: None,
             tier: None,
         }
     }
@@ -138,6 +141,9 @@ impl Serialize for RuleSpec {
             map.serialize_entry("required", if self.required == 2 { "two" } else { "one" })?;
             map.serialize_entry("expires", &duration::format(self.expires.unwrap_or(DEFAULT_EXPIRES)))?;
             map.serialize_entry("scope", &self.scope)?;
+            if let Some(dry_run) = self.dry_run {
+                map.serialize_entry("dry_run", &dry_run)?;
+            }
         }
         if let Some(tier) = self.tier {
             map.serialize_entry("tier", &tier)?;

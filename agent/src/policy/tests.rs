@@ -309,6 +309,27 @@ expires = "5m"
 }
 
 #[test]
+fn a_dry_run_is_asked_for_and_may_be_forbidden() {
+    let rule = |name: &str, target: &str, key: &str| {
+        format!(
+            "[[rule]]\nname = \"{name}\"\nverbs = [\"write\"]\ntargets = [\"{target}\"]\neffect = \"hold\"\n{key}\n"
+        )
+    };
+    let rules = [
+        rule("a", "public.*", ""),
+        rule("b", "public.b*", "dry_run = true"),
+        rule("c", "public.bc", "dry_run = false"),
+    ];
+    let policy = policy(&rules.concat());
+    let cases = [("a", false), ("b", true), ("bc", false)];
+    for (table, expected) in cases {
+        assert_eq!(hold(&policy, &format!("write public.{table}")).dry_run, expected, "{table}");
+    }
+    assert!(!hold(&policy, "write public.b, write public.bc").dry_run);
+    assert!(policy.explain(&who(), &to(), &action("write public.b")).to_string().contains(", with a dry run"));
+}
+
+#[test]
 fn an_approval_of_reads_never_reaches_a_change() {
     let policy = with_autonomy(
         "confirm",
@@ -631,7 +652,7 @@ fn the_schema_knows_the_format() {
     let keys = |of: &str| -> Vec<String> {
         schema["$defs"][of]["properties"].as_object().expect(of).keys().cloned().collect()
     };
-    for key in ["when", "except", "reviewers", "required", "tier", "scope"] {
+    for key in ["when", "except", "reviewers", "required", "tier", "scope", "dry_run"] {
         assert!(keys("Rule").iter().any(|k| k == key), "{key}");
     }
     assert!(keys("Upstream").contains(&"client_tls".to_owned()));

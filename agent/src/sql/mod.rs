@@ -11,6 +11,7 @@
 
 mod bridge;
 mod build;
+mod change;
 mod condition;
 mod cursor;
 mod ddl;
@@ -37,6 +38,7 @@ use self::{
 };
 use crate::action::{Action, Clarity, Facts, Params, ProtocolId, SqlFacts, Target, Verb};
 
+pub use change::{Change, ChangeKind, change};
 pub use lineage::{Column, Lineage, Output, Sources};
 pub use reshape::Reshape;
 pub use setting::{SettingRule, setting_rule};

@@ -3,7 +3,7 @@
 use std::{
     process::{Command, Stdio},
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, ensure};
@@ -35,9 +35,13 @@ fn main() -> Result<()> {
     let waiting = waiting.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
     let hold = daemon.held()?;
     println!("{}", daemon.ok(&["held"])?);
+    let id = hold["id"].as_str().context("a hold has an id")?;
+    say("   It is tried and rolled back, so that a reviewer sees the row before and after.");
+    let tried = shown(&daemon, id)?;
+    println!("{tried}");
+    ensure!(tried.contains("price=1.50") && tried.contains("+ price=9.99"), "no dry run");
     ensure!(server.sql("shop", "SELECT price FROM products WHERE id = 1")? == "1.50", "it did not wait");
     say("   root, who is not the agent, approves it.");
-    let id = hold["id"].as_str().context("a hold has an id")?;
     println!("{}", daemon.ok(&["approve", id, "--reason", "agreed with sales"])?);
     let output = waiting.wait_with_output()?;
     print!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
@@ -133,6 +137,19 @@ fn main() -> Result<()> {
         Command::new("sleep").arg("infinity").status()?;
     }
     Ok(())
+}
+
+/// A hold in full, once it is known what its command would do.
+fn shown(daemon: &Daemon, id: &str) -> Result<String> {
+    let deadline = Instant::now() + Duration::from_secs(20);
+    loop {
+        let text = daemon.ok(&["held", id])?;
+        if !text.contains("not known") {
+            return Ok(text);
+        }
+        ensure!(Instant::now() < deadline, "no estimate: {}", daemon.log());
+        thread::sleep(Duration::from_millis(50));
+    }
 }
 
 fn say(text: &str) {

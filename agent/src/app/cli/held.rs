@@ -19,7 +19,7 @@ use crate::{
         client::{ClientError, ask, ask_all, ask_one},
         proto::{Decided, Request},
     },
-    hold::{GrantScope, GrantView, HoldState, HoldView},
+    hold::{GrantScope, GrantView, HoldState, HoldView, Sample},
 };
 
 /// As much of a command as a table shows. What is cut is counted, and `held ID` shows all of it.
@@ -125,9 +125,33 @@ pub(super) fn detail(hold: &HoldView, now: Timestamp) -> String {
     for (name, value) in facts {
         out.push_str(&format!("{name:<12} {}\n", print::one_line(&value)));
     }
+    if let Some((sample, all)) = hold.estimate.as_ref().and_then(|e| Some((e.sample.as_ref()?, e.rows?))) {
+        out.push_str(&sampled(sample, all));
+    }
     out.push_str("command:\n");
     for line in print::lines(&hold.command).lines() {
         out.push_str(&format!("    {line}\n"));
+    }
+    out
+}
+
+/// Rows of a dry run as a difference: `-` as they are, `+` as they would be. Of a change, columns that stay are left out
+/// after the first line.
+fn sampled(sample: &Sample, all: u64) -> String {
+    let line = |sign: char, row: &[Option<String>], only: &dyn Fn(usize) -> bool| {
+        let values = sample.columns.iter().zip(row).enumerate().filter(|(at, _)| only(*at));
+        let values = values.map(|(_, (name, value))| format!("{name}={}", value.as_deref().unwrap_or("NULL")));
+        format!("  {sign} {}\n", print::one_line(&values.collect::<Vec<_>>().join("  ")))
+    };
+    let mut out = format!("dry run: {} of {all} rows\n", sample.rows.len());
+    for row in &sample.rows {
+        if let Some(before) = &row.before {
+            out.push_str(&line('-', before, &|_| true));
+        }
+        if let Some(after) = &row.after {
+            let differs = |at: usize| row.before.as_ref().is_none_or(|before| before.get(at) != after.get(at));
+            out.push_str(&line('+', after, &differs));
+        }
     }
     out
 }

@@ -7,7 +7,7 @@ use super::*;
 use crate::{
     action::{ProcessFacts, Target, Verb},
     control::proto::{PolicyStatus, SessionRow, StatusView},
-    hold::{Estimate, HoldState, HoldView},
+    hold::{Estimate, HoldState, HoldView, Sample, SampleRow},
     record::{DecisionNote, Event, EventBody},
 };
 
@@ -125,7 +125,12 @@ fn hold(command: &str) -> HoldView {
         reviewers: vec!["group:dba".into()],
         required: 2,
         approvals: Vec::new(),
-        estimate: Some(Estimate { rows: Some(12_345_678), note: "the planner's estimate".into() }),
+        estimate: Some(Estimate {
+            rows: Some(12_345_678),
+            note: "the planner's estimate".into(),
+            counted: false,
+            sample: None,
+        }),
         requested_at: now,
         expires_at: now + SignedDuration::from_secs(754),
     }
@@ -182,6 +187,19 @@ fn what_an_agent_wrote_cannot_deceive_a_reviewer() {
     assert!(shown.contains("refund order 17\\u{202e}"), "{shown}");
     assert!(shown.contains("12345678 rows") && shown.contains("2 must approve"), "{shown}");
     assert!(!shown.chars().any(|c| c.is_control() && c != '\n'), "{shown:?}");
+    let text = |texts: &[&str]| Some(texts.iter().map(|text| Some((*text).to_owned())).collect());
+    let rows = vec![
+        SampleRow { before: text(&["1", "a\u{1b}[2K"]), after: text(&["1", "b\nhold 7k2m"]) },
+        SampleRow { before: None, after: Some(vec![Some("2".into()), None]) },
+        SampleRow { before: text(&["3", ""]), after: None },
+    ];
+    let mut tried = hold("UPDATE a SET b = 'b'");
+    let sample = Some(Sample { columns: vec!["id".into(), "b\r".into()], rows });
+    tried.estimate = Some(Estimate { rows: Some(9), note: "counted".into(), counted: true, sample });
+    let shown = held::detail(&tried, Timestamp::UNIX_EPOCH);
+    let expected =
+        "dry run: 3 of 9 rows\n  - id=1  b =a\\u{1b}[2K\n  + b =b hold 7k2m\n  + id=2  b =NULL\n  - id=3  b =\n";
+    assert!(shown.contains(expected), "{shown}");
     // What is cut is said.
     let cut = print::shorten(&"é".repeat(300), 240);
     assert!(cut.ends_with("… (+60 characters)"), "{cut}");

@@ -70,6 +70,7 @@ impl Checker<'_> {
             },
             expires: rule.expires.as_ref().map(|expires| expires.value.0),
             scope: rule.scope.as_ref().map_or(HoldScope::Command, |scope| scope.value),
+            dry_run: rule.dry_run.as_ref().map(|dry_run| dry_run.value),
             tier: rule.tier.as_ref().map(|tier| tier.value),
         }
     }
@@ -82,6 +83,7 @@ impl Checker<'_> {
             ("required", rule.required.as_ref().map(|key| &key.span)),
             ("expires", rule.expires.as_ref().map(|key| &key.span)),
             ("scope", rule.scope.as_ref().map(|key| &key.span)),
+            ("dry_run", rule.dry_run.as_ref().map(|key| &key.span)),
         ];
         for (key, span) in keys {
             if let Some(span) = span.filter(|_| !holds) {

@@ -143,6 +143,8 @@ fn each_kind_of_mistake_is_refused() {
         (rule("effect = \"allow\"\nexcept = [\"a.b.c\"]"), "a target is `schema.name`, and this has more segments"),
         (rule("effect = \"allow\"\nprotocol = \"http\""), "protocol `http` is not supported"),
         (rule("effect = \"allow\"\nrequired = \"two\""), "`required` needs `effect = \"hold\"`"),
+        (rule("effect = \"notify\"\ndry_run = true"), "`dry_run` needs `effect = \"hold\"`"),
+        (rule("effect = \"hold\"\ndry_run = \"yes\""), "invalid type"),
         (rule("effect = \"deny\"\nreviewers = [\"user:a\"]"), "`reviewers` needs `effect = \"hold\"`"),
         (rule("effect = \"hold\"\nreviewers = [\"role:a\"]"), "a reviewer is `user:NAME`"),
         (rule("effect = \"hold\"\nreviewers = [\"user:\"]"), "a reviewer is `user:NAME`"),

@@ -47,6 +47,7 @@ fn rule(tier: Option<&'static str>) -> impl Strategy<Value = Generated> {
             }
             if effect == "hold" {
                 keys += if two { "required = \"two\"\n" } else { "expires = \"1h\"\n" };
+                keys += ["", "dry_run = true\n", "dry_run = false\n"][reviewers];
                 keys += ["", "reviewers = [\"user:a\"]\n", "reviewers = [\"user:a\", \"user:b\"]\n"][reviewers];
             }
             Generated { effect, keys }

@@ -15,22 +15,15 @@ use std::{
 };
 
 use arc_swap::ArcSwapOption;
-use bytes::{BufMut, BytesMut};
 
 use super::{
-    codec::{self, put, put_cstr},
     flux::Flux,
     hidden::ColumnMasks,
-    login::{self, LoginError},
+    login::LoginError,
+    query::{Own, columns, number},
 };
-use crate::{
-    mask::MaskSet,
-    session::{BoxIo, ConnectionCx},
-    wire::{Reader, pump::Side},
-};
+use crate::{mask::MaskSet, session::ConnectionCx};
 
-/// Most rows of one catalogue query.
-const ROWS_MAX: usize = 500_000;
 /// How long reading may take.
 const PATIENCE: Duration = Duration::from_secs(20);
 /// An older one is read again, whatever is known: others change the schema, too.
@@ -179,6 +172,8 @@ pub struct Catalogs {
     current: ArcSwapOption<Catalog>,
     stale: AtomicBool,
     reading: tokio::sync::Mutex<()>,
+    /// One command at a time is tried for its reviewer.
+    pub(super) trying: tokio::sync::Mutex<()>,
     failed: Mutex<Option<Instant>>,
     /// What the last reading may not show.
     pub flux: Arc<Flux>,
@@ -247,45 +242,11 @@ impl Catalogs {
             tracing::warn!(upstream = %cx.upstream.name, error = error.detail(), "no catalogue");
         }
     }
-
-    /// Rows that the planner expects a statement to touch, asked on a read-only connection of its own. Nothing runs:
-    /// the statement goes through Parse, which takes no second one, behind EXPLAIN.
-    pub async fn estimate(&self, cx: &ConnectionCx, sql: &str) -> Option<u64> {
-        let asked = async {
-            let mut side = connect(cx).await.ok()?;
-            let answer = extended(&mut side, &format!("EXPLAIN (FORMAT JSON) {sql}")).await.ok()?;
-            let plan: serde_json::Value = serde_json::from_str(answer.first()?.first()?.as_deref()?).ok()?;
-            planned_rows(&plan[0]["Plan"])
-        };
-        tokio::time::timeout(Duration::from_secs(5), asked).await.ok()?
-    }
 }
-
-/// Rows of a plan; of a change those of what it changes.
-fn planned_rows(plan: &serde_json::Value) -> Option<u64> {
-    if plan["Node Type"] == "ModifyTable" {
-        return plan["Plans"].as_array()?.iter().filter_map(planned_rows).max();
-    }
-    plan["Plan Rows"].as_u64()
-}
-
-async fn connect(cx: &ConnectionCx) -> Result<Side<BoxIo>, LoginError> {
-    let database = cx.database().map_or("", |d| d);
-    let settings = [
-        ("client_encoding", "UTF8"),
-        ("application_name", "portcullis"),
-        ("default_transaction_read_only", "on"),
-        ("statement_timeout", "10000"),
-        ("lock_timeout", "2000"),
-    ];
-    let settings: Vec<_> = settings.iter().map(|(n, v)| ((*n).to_owned(), (*v).to_owned())).collect();
-    Ok(login::login_with_refetch(cx, database, &settings).await?.side)
-}
-
-type Row = Vec<Option<String>>;
 
 async fn load(cx: &ConnectionCx) -> Result<Catalog, LoginError> {
-    let mut side = connect(cx).await?;
+    let settings = [("default_transaction_read_only", "on"), ("statement_timeout", "10000"), ("lock_timeout", "2000")];
+    let mut own = Own::connect(cx, &settings).await?;
     let mut catalog = Catalog {
         relations: HashMap::new(),
         by_name: HashMap::new(),
@@ -301,13 +262,13 @@ async fn load(cx: &ConnectionCx) -> Result<Catalog, LoginError> {
         read_at: Instant::now(),
         masks: Mutex::new(None),
     };
-    for row in simple(&mut side, "SELECT pg_catalog.unnest(pg_catalog.current_schemas(false)), current_user").await? {
+    for row in own.simple("SELECT pg_catalog.unnest(pg_catalog.current_schemas(false)), current_user").await? {
         let [schema, user] = columns(row)?;
         catalog.search_path.push(schema.as_str().into());
         catalog.current_user = user.as_str().into();
     }
     let usable = "SELECT nspname FROM pg_catalog.pg_namespace WHERE pg_catalog.has_schema_privilege(oid, 'USAGE')";
-    for row in simple(&mut side, usable).await? {
+    for row in own.simple(usable).await? {
         let [schema] = columns(row)?;
         catalog.usable.insert(schema.into());
     }
@@ -315,7 +276,7 @@ async fn load(cx: &ConnectionCx) -> Result<Catalog, LoginError> {
     let mut schema_of = |name: String| Arc::clone(schemas.entry(name).or_insert_with_key(|n| n.as_str().into()));
     let relations = "SELECT c.oid, n.nspname, c.relname FROM pg_catalog.pg_class c \
         JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace WHERE c.relkind IN ('r','v','m','f','p','S')";
-    for row in simple(&mut side, relations).await? {
+    for row in own.simple(relations).await? {
         let [oid, schema, name] = columns(row)?;
         let (oid, schema) = (number(&oid)?, schema_of(schema));
         catalog.by_name.entry(Arc::clone(&schema)).or_default().insert(name.as_str().into(), oid);
@@ -326,7 +287,7 @@ async fn load(cx: &ConnectionCx) -> Result<Catalog, LoginError> {
     let attributes = "SELECT a.attrelid, a.attnum, a.attname, a.atttypid FROM pg_catalog.pg_attribute a \
         JOIN pg_catalog.pg_class c ON c.oid = a.attrelid WHERE a.attnum > 0 AND NOT a.attisdropped \
         AND c.relkind IN ('r','v','m','f','p') ORDER BY a.attrelid, a.attnum";
-    for row in simple(&mut side, attributes).await? {
+    for row in own.simple(attributes).await? {
         let [relation, attnum, name, type_oid] = columns(row)?;
         if let Some(relation) = catalog.relations.get_mut(&number(&relation)?) {
             let attribute = Attribute { number: number(&attnum)?, name: name.into(), type_oid: number(&type_oid)? };
@@ -335,7 +296,7 @@ async fn load(cx: &ConnectionCx) -> Result<Catalog, LoginError> {
     }
     let functions = "SELECT p.oid, n.nspname, p.proname FROM pg_catalog.pg_proc p \
         JOIN pg_catalog.pg_namespace n ON n.oid = p.pronamespace";
-    for row in simple(&mut side, functions).await? {
+    for row in own.simple(functions).await? {
         let [oid, schema, name] = columns(row)?;
         let schema = schema_of(schema);
         catalog.functions.entry(Arc::clone(&schema)).or_default().insert(name.as_str().into());
@@ -345,7 +306,7 @@ async fn load(cx: &ConnectionCx) -> Result<Catalog, LoginError> {
         JOIN pg_catalog.pg_namespace n ON n.oid = o.oprnamespace WHERE n.nspname <> 'pg_catalog' \
         AND NOT EXISTS (SELECT 1 FROM pg_catalog.pg_depend d WHERE d.deptype = 'e' AND d.objid = o.oid \
         AND d.classid = 'pg_catalog.pg_operator'::pg_catalog.regclass)";
-    for row in simple(&mut side, operators).await? {
+    for row in own.simple(operators).await? {
         let [schema, name] = columns(row)?;
         catalog.operators.entry(schema_of(schema)).or_default().insert(name.into());
     }
@@ -353,7 +314,7 @@ async fn load(cx: &ConnectionCx) -> Result<Catalog, LoginError> {
         WHERE t.oid IN (c.castsource, c.casttarget) AND c.castfunc <> 0) FROM pg_catalog.pg_type t \
         JOIN pg_catalog.pg_namespace n ON n.oid = t.typnamespace \
         WHERE n.nspname NOT IN ('pg_catalog', 'information_schema')";
-    for row in simple(&mut side, types).await? {
+    for row in own.simple(types).await? {
         let [schema, name, labels] = columns(row)?;
         catalog.types.entry(schema_of(schema)).or_default().insert(name.into(), labels == "t");
     }
@@ -361,11 +322,11 @@ async fn load(cx: &ConnectionCx) -> Result<Catalog, LoginError> {
         relation.names = relation.attributes.iter().map(|attribute| Arc::clone(&attribute.name)).collect();
     }
     // Without a path, definitions name the schema of everything but what is PostgreSQL's own.
-    simple(&mut side, "SELECT pg_catalog.set_config('search_path', '', false)").await?;
+    own.simple("SELECT pg_catalog.set_config('search_path', '', false)").await?;
     let definitions = "SELECT c.oid, pg_catalog.pg_get_viewdef(c.oid) FROM pg_catalog.pg_class c \
         JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace WHERE c.relkind IN ('v','m') AND \
         (n.nspname NOT IN ('pg_catalog', 'information_schema') OR c.relname IN ('pg_stats', 'pg_stats_ext', 'pg_stats_ext_exprs'))";
-    for row in simple(&mut side, definitions).await? {
+    for row in own.simple(definitions).await? {
         let [view, definition] = columns(row)?;
         catalog.views.insert(number(&view)?, View { definition, reads: Vec::new() });
     }
@@ -373,72 +334,15 @@ async fn load(cx: &ConnectionCx) -> Result<Catalog, LoginError> {
         JOIN pg_catalog.pg_rewrite r ON r.oid = d.objid \
         WHERE d.classid = 'pg_catalog.pg_rewrite'::pg_catalog.regclass \
         AND d.refclassid = 'pg_catalog.pg_class'::pg_catalog.regclass AND r.ev_class <> d.refobjid";
-    for row in simple(&mut side, reads).await? {
+    for row in own.simple(reads).await? {
         let [view, relation] = columns(row)?;
         if let Some(view) = catalog.views.get_mut(&number(&view)?) {
             view.reads.push(number(&relation)?);
         }
     }
-    for row in simple(&mut side, "SELECT inhrelid, inhparent FROM pg_catalog.pg_inherits").await? {
+    for row in own.simple("SELECT inhrelid, inhparent FROM pg_catalog.pg_inherits").await? {
         let [child, parent] = columns(row)?;
         catalog.children.push((number(&child)?, number(&parent)?));
     }
     Ok(catalog)
-}
-
-fn columns<const N: usize>(row: Row) -> Result<[String; N], LoginError> {
-    let values: Vec<String> = row.into_iter().map(Option::unwrap_or_default).collect();
-    values.try_into().map_err(|_| LoginError::Protocol("a catalogue row has another width".into()))
-}
-
-fn number<T: std::str::FromStr>(text: &str) -> Result<T, LoginError> {
-    text.parse().map_err(|_| LoginError::Protocol("a catalogue row has no number where one should be".into()))
-}
-
-async fn simple(side: &mut Side<BoxIo>, sql: &str) -> Result<Vec<Row>, LoginError> {
-    let mut out = BytesMut::new();
-    put(&mut out, b'Q', |b| put_cstr(b, sql.as_bytes()));
-    side.output.extend(&out);
-    rows(side).await
-}
-
-async fn extended(side: &mut Side<BoxIo>, sql: &str) -> Result<Vec<Row>, LoginError> {
-    let mut out = BytesMut::new();
-    put(&mut out, b'P', |b| {
-        b.put_u8(0);
-        put_cstr(b, sql.as_bytes());
-        b.put_i16(0);
-    });
-    put(&mut out, b'B', |b| b.put_slice(&[0; 8]));
-    put(&mut out, b'E', |b| b.put_slice(&[0; 5]));
-    put(&mut out, b'S', |_| {});
-    side.output.extend(&out);
-    rows(side).await
-}
-
-/// Rows up to ReadyForQuery. A row is at most as large as a login frame: names are short.
-async fn rows(side: &mut Side<BoxIo>) -> Result<Vec<Row>, LoginError> {
-    let mut rows = Vec::new();
-    let mut error = None;
-    loop {
-        let frame = login::read(side).await?;
-        match frame.tag() {
-            b'D' if rows.len() >= ROWS_MAX => return Err(LoginError::Protocol("the catalogue is too large".into())),
-            b'D' => rows.push(row(frame.body()).map_err(|e| LoginError::Protocol(e.to_string()))?),
-            b'E' => error = Some(login::server_error(&frame)),
-            b'Z' => return error.map_or(Ok(rows), Err),
-            b'T' | b'C' | b'N' | b'S' | b'1' | b'2' | b'n' => {}
-            _ => return Err(LoginError::Protocol("an unexpected frame in a catalogue answer".into())),
-        }
-    }
-}
-
-fn row(body: &[u8]) -> Result<Row, codec::Malformed> {
-    let mut r = Reader::new(body);
-    let n = r.count(4)?;
-    let row = (0..n)
-        .map(|_| r.value()?.map(|v| codec::text(v).map(str::to_owned)).transpose())
-        .collect::<Result<_, codec::Malformed>>()?;
-    r.all()?;
-    Ok(row)
 }

@@ -174,7 +174,7 @@ impl<'a> Traced<'a> {
 }
 
 /// Names as a view's definition has them.
-struct Definition<'a>(&'a Catalog);
+pub(super) struct Definition<'a>(pub(super) &'a Catalog);
 
 impl Names for Definition<'_> {
     fn relation_schema(&self, schema: Option<&str>, _name: &str) -> Option<Arc<str>> {

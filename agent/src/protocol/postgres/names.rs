@@ -79,6 +79,11 @@ impl NameState {
         &self.catalog
     }
 
+    /// The path, if it is known for certain.
+    pub fn settled_path(&self) -> Option<&Arc<[Arc<str>]>> {
+        self.current.as_ref().filter(|_| self.unsettled.is_empty())
+    }
+
     /// Puts a catalogue in use, with what it may not show.
     pub fn observe(&mut self, catalog: &Arc<Catalog>, flux: &Arc<Reshape>) {
         if !Arc::ptr_eq(&self.catalog, catalog) || !Arc::ptr_eq(&self.flux, flux) {

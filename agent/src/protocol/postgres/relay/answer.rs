@@ -14,13 +14,15 @@ use super::{
     pending::{Copying, Expect, Op, Tally},
 };
 use crate::{
-    action::Action,
+    action::{Action, Target, Verb},
+    hold::Estimate,
     protocol::postgres::{
         deny::{self, Message},
-        prepared::{Computed, Described, Memo, Prepared, weight},
+        estimate::{self, Trial},
+        prepared::{Computed, Described, Memo, Portal, Prepared, weight},
     },
     session::{Begun, HoldNotice, Permit, Refusal},
-    sql::{self, StatementInfo, StatementKind},
+    sql::{self, Names, StatementInfo, StatementKind},
 };
 
 impl Relay {
@@ -46,21 +48,70 @@ impl Relay {
         self.tell(message.encode());
     }
 
-    /// Asks the planner how many rows the command would touch, on a connection of its own, for the reviewer.
+    /// Finds out what the command would do, on a connection of its own, for the reviewer.
     fn estimate(&self, notice: &HoldNotice, then: &Then) {
-        let sql = match then {
-            Then::Query { sql, statements, .. } if statements.len() == 1 => Arc::clone(sql),
+        let trial = match then {
+            Then::Query { sql, statements, .. } => self.trial(notice, sql, statements, None),
+            Then::Execute { portal } => {
+                let statement = &portal.statement;
+                self.trial(notice, &statement.sql, &statement.statements, Some(portal))
+            }
             _ => return,
         };
         let (catalogs, cx, id) = (Arc::clone(&self.catalogs), Arc::clone(&self.cx), Arc::clone(&notice.id));
+        let trial = match trial {
+            Ok(trial) => trial,
+            Err(why) => {
+                let unknown = Estimate { rows: None, note: why.into(), counted: false, sample: None };
+                return cx.house.holds.set_estimate(&id, unknown);
+            }
+        };
         tokio::spawn(async move {
-            let rows = catalogs.estimate(&cx, &sql).await;
-            let note = match rows {
-                Some(_) => "rows that the planner expects",
-                None => "the planner could not be asked",
-            };
-            cx.house.holds.set_estimate(&id, rows, note);
+            let _one_at_a_time = catalogs.trying.lock().await;
+            cx.house.holds.set_estimate(&id, estimate::estimate(&cx, &trial).await);
         });
+    }
+
+    /// The command as it can be tried, or why not.
+    fn trial(
+        &self,
+        notice: &HoldNotice,
+        sql: &Arc<str>,
+        statements: &[StatementInfo],
+        portal: Option<&Portal>,
+    ) -> Result<Trial, &'static str> {
+        let [statement] = statements else { return Err("several statements at once are not estimated") };
+        if !matches!(statement.kind, StatementKind::Query | StatementKind::Change) {
+            return Err("only queries and changes of rows are estimated");
+        }
+        let of_rows = |verb: &Verb| matches!(verb, Verb::Read | Verb::Write | Verb::Delete | Verb::Infer);
+        let parts = &notice.request.action;
+        if !parts.iter().all(|(verb, _)| of_rows(verb)) {
+            return Err("not estimated: it does more than read and change rows");
+        }
+        let path = self.names.settled_path().ok_or("not estimated: its search_path is not known for certain")?;
+        let (names, catalog) = (self.names.names(), self.names.catalog());
+        let relation = |(schema, name): &(Option<String>, String)| {
+            let schema = names.relation_schema(schema.as_deref(), name)?;
+            let relation = catalog.relation(&schema, name).filter(|_| !self.names.is_in_flux(&schema, name))?;
+            let target = Target::relation(Some(&schema), name);
+            let changed = parts.iter().any(|(verb, other)| verb.changes() && *other == target);
+            Some((relation.oid, changed))
+        };
+        let relations = statement.mentions.relations.iter().map(relation).collect::<Option<Vec<_>>>();
+        let parameters = portal.map_or(Ok([0; 4].into()), |portal| estimate::parameters(&portal.essence));
+        let types = portal.map(|portal| &portal.statement).map(|statement| statement.types.clone());
+        Ok(Trial {
+            sql: sql.get(statement.span.clone()).unwrap_or(sql).into(),
+            types: types.unwrap_or_default(),
+            parameters: parameters.map_err(|_| "not estimated: its parameters cannot be read")?,
+            path: Arc::clone(path),
+            relations: relations.ok_or("not estimated: which tables it means is not known for certain")?,
+            in_transaction: self.status != b'I',
+            dry_run: notice.request.spec.dry_run,
+            catalog: Arc::clone(catalog),
+            masker: self.masker.clone(),
+        })
     }
 
     pub(super) fn answered(&mut self, answer: Result<Permit, Refusal>, then: Then) -> Result<(), Stop> {
