@@ -101,7 +101,7 @@ async fn rehearse(cx: &ConnectionCx, trial: &Trial, change: &Change, show: bool)
         _ => None,
     };
     own.simple("ROLLBACK").await?;
-    Ok(Estimate { rows: Some(rows), note: "rows that a dry run changed; rolled back".into(), counted: true, sample })
+    Ok(Estimate { rows: Some(rows), note: "counted in a dry run, which was rolled back".into(), counted: true, sample })
 }
 
 /// What running it told.

@@ -82,7 +82,7 @@ pub async fn estimate(cx: &ConnectionCx, trial: &Trial) -> Estimate {
 async fn plan(cx: &ConnectionCx, trial: &Trial) -> Estimate {
     let rows = tokio::time::timeout(PATIENCE, planned(cx, trial)).await.ok().and_then(Result::ok).flatten();
     let note = match rows {
-        Some(_) => "rows that the planner expects",
+        Some(_) => "as the planner expects",
         None => "the planner could not be asked",
     };
     Estimate { rows, note: note.into(), counted: false, sample: None }
