@@ -65,6 +65,11 @@ fn sql_text() {
 }
 
 #[test]
+fn lineage() {
+    run("lineage", |data| sql::fuzz::lineage(&String::from_utf8_lossy(data)));
+}
+
+#[test]
 fn policy_file() {
     run("policy", |data| policy::fuzz::policy(&String::from_utf8_lossy(data)));
 }

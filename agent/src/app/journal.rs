@@ -18,7 +18,10 @@ impl Journal for HoldJournal {
     fn note(&self, change: &HoldChange) -> Result<(), JournalError> {
         let event = match change {
             HoldChange::Hold { view, by, reason } => self.hold(view, view.state.as_str(), by.clone(), reason.clone()),
-            HoldChange::Estimated { view } => self.hold(view, "estimated", None, None),
+            HoldChange::Estimated { view } => {
+                let note = view.estimate.as_ref().map(|estimate| estimate.note.clone());
+                self.hold(view, "estimated", None, note)
+            }
             HoldChange::Grant { view, state, by } => {
                 let state = match state {
                     GrantState::Opened => "opened",

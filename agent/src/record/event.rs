@@ -137,7 +137,7 @@ pub enum EventBody {
         id: Arc<str>,
         /// The command that waits.
         seq: u64,
-        /// `requested`, `approved` (one of two), `granted`, `denied`, `expired`, `withdrawn`.
+        /// `requested`, `estimated`, `approved` (one of two), `granted`, `denied`, `expired`, `withdrawn`.
         state: Arc<str>,
         /// The exact command.
         command: Arc<str>,
@@ -148,10 +148,10 @@ pub enum EventBody {
         /// Who acted.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         reviewer: Option<String>,
-        /// What they said.
+        /// What they said; of an estimate, where it comes from.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         reason: Option<String>,
-        /// Rows the planner expects.
+        /// Rows that it would change or return, as far as is known.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         estimated_rows: Option<u64>,
     },

@@ -179,6 +179,9 @@ impl Renderer {
                     out.line(Tone::Plain, &format!("{label} {}", printable(command)));
                 }
                 let mut text = format!("hold {id} {}", hold_state(state));
+                if let Some(rows) = estimated_rows.filter(|_| &**state == "estimated") {
+                    let _ = write!(text, " at {}", count(rows, "row"));
+                }
                 if let Some(reviewer) = reviewer {
                     let _ = write!(text, " by {reviewer}");
                 }
@@ -186,15 +189,11 @@ impl Renderer {
                     let _ = write!(text, ": \"{reason}\"");
                 }
                 if &**state == "requested" {
-                    let _ = write!(text, " (rule \"{rule}\"");
-                    if let Some(rows) = estimated_rows {
-                        let _ = write!(text, ", the planner expects {}", count(*rows, "row"));
-                    }
-                    text.push(')');
+                    let _ = write!(text, " (rule \"{rule}\")");
                 }
                 let tone = match &**state {
                     "granted" => Tone::Good,
-                    "requested" | "approved" => Tone::Wait,
+                    "requested" | "estimated" | "approved" => Tone::Wait,
                     _ => Tone::Bad,
                 };
                 out.line(tone, &printable_line(&text));

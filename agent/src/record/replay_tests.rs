@@ -72,6 +72,20 @@ fn session() -> Vec<Event> {
                 rule: "writes wait".into(),
                 reviewer: None,
                 reason: None,
+                estimated_rows: None,
+            },
+        ),
+        (
+            950,
+            EventBody::Hold {
+                id: "k7q2".into(),
+                seq: 2,
+                state: "estimated".into(),
+                command: "UPDATE orders SET status = 'sent' WHERE id = 7".into(),
+                hash: "00".into(),
+                rule: "writes wait".into(),
+                reviewer: None,
+                reason: Some("as the planner expects".into()),
                 estimated_rows: Some(1),
             },
         ),
@@ -170,11 +184,11 @@ fn nothing_of_the_agent_reaches_the_terminal_raw_and_lines_fit() {
 fn frames_carry_the_time_between() {
     let delays: Vec<_> = frames(recorded(session()), ReplayOptions::default()).map(|f| f.unwrap().delay).collect();
     assert_eq!(delays[..4].iter().map(Duration::as_millis).collect::<Vec<_>>(), [0, 120, 130, 2]);
-    assert_eq!(delays[5], Duration::from_secs(62));
+    assert_eq!(delays[6], Duration::from_millis(61_950));
     // A clock that was set back waits for nothing.
     let mut events = session();
-    events.swap(1, 8);
-    assert_eq!(frames(recorded(events), ReplayOptions::default()).count(), 11);
+    events.swap(1, 9);
+    assert_eq!(frames(recorded(events), ReplayOptions::default()).count(), 12);
 }
 
 #[test]

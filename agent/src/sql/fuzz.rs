@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{Names, StatementKind, classify, shape};
+use super::{ChangeKind, Classified, Lineage, Names, Sources, StatementInfo, StatementKind, change, classify, shape};
 use crate::action::{Clarity, Verb};
 
 /// A connection on which nothing shadows the built-ins and everything else is in `public`.
@@ -78,4 +78,74 @@ pub fn classification(text: &str) {
         assert_eq!(blank, facts.is_empty());
     }
     let _ = shape(text);
+}
+
+/// Queries that hand on all that they are given: as it is, or as one value.
+pub(super) const HANDS_ON: [(&str, &str); 5] = [
+    ("SELECT * FROM (", "\n) handed"),
+    ("WITH handed AS MATERIALIZED (", "\n) TABLE handed"),
+    ("SELECT handed.* FROM u LEFT JOIN (", "\n) handed ON true"),
+    ("(", "\n) UNION ALL (TABLE nothing)"),
+    ("WITH RECURSIVE beside AS (SELECT 1) SELECT (SELECT handed.* FROM beside) FROM (", "\n) handed"),
+];
+
+/// Hands a query's values on in others, and checks that none of their lineage is lost; returns the rows of a change, and
+/// checks that it remains the change that it was.
+pub fn lineage(text: &str) {
+    let classified = classify(text, &Fixed);
+    let [statement] = &classified.statements[..] else { return };
+    if classified.action.clarity != Clarity::Parsed {
+        return;
+    }
+    let text = &text[statement.span.clone()];
+    match statement.kind {
+        StatementKind::Query => HANDS_ON.iter().for_each(|(before, after)| {
+            let outer = classify(&format!("{before}{text}{after}"), &Fixed);
+            if let [StatementInfo { lineage: outer, .. }] = &outer.statements[..] {
+                keeps(&statement.lineage, outer, text);
+            }
+        }),
+        StatementKind::Change => returning(&classified, text),
+        _ => {}
+    }
+}
+
+/// Where the outer lineage is certain, it has what the inner one has.
+fn keeps(inner: &Lineage, outer: &Lineage, text: &str) {
+    let has = |outer: &Sources, inner: &Sources| {
+        outer.unknown || !inner.unknown && inner.columns.iter().all(|column| outer.columns.contains(column))
+    };
+    assert!(has(&outer.compared, &inner.compared), "comparisons are lost: {text}");
+    let (Some(inner), Some(outer)) = (&inner.outputs, &outer.outputs) else { return };
+    match &outer[..] {
+        [one] => assert!(inner.iter().all(|inner| has(&one.sources, &inner.sources)), "values are lost: {text}"),
+        // Of an inner query without columns of its own, nothing is told.
+        _ if inner.is_empty() => {}
+        each => {
+            assert_eq!(each.len(), inner.len(), "columns are lost: {text}");
+            for (outer, inner) in each.iter().zip(inner) {
+                assert!(has(&outer.sources, &inner.sources), "values are lost: {text}");
+            }
+        }
+    }
+}
+
+fn returning(classified: &Classified, text: &str) {
+    let Some(found) = change(text) else { return };
+    if found.returns || found.kind == ChangeKind::Merge {
+        return;
+    }
+    let again = format!("{text} RETURNING \"{}\".\"a\"", found.called.replace('"', "\"\""));
+    let again = classify(&again, &Fixed);
+    assert_eq!(again.statements.len(), 1, "it is one statement: {text}");
+    for part in &classified.action.parts {
+        assert!(
+            again.action.parts.contains(part) || again.action.clarity != Clarity::Parsed,
+            "{part:?} is lost: {text}"
+        );
+    }
+    for part in &again.action.parts {
+        let is_new = !classified.action.parts.contains(part);
+        assert!(!is_new || matches!(part.0, Verb::Read | Verb::Unknown), "{part:?} is new: {text}");
+    }
 }

@@ -99,6 +99,19 @@ fn values_are_traced_to_columns() {
     }
 }
 
+/// What the fuzzer checks is there to be checked.
+#[test]
+fn queries_that_hand_on_values_keep_where_they_come_from() {
+    for (before, after) in crate::sql::fuzz::HANDS_ON {
+        let text = read(&format!("{before}select a as x, lower(b) as y, 1 as z from t where c = 'x'{after}"));
+        assert!(!text.contains('?') && text.contains("t.a") && text.contains("t.b"), "{before}: {text}");
+        assert!(text.contains("| t.c"), "{before}: {text}");
+    }
+    for text in ["select a, b from t where c = 'x'", "update t set b = 1 where c = 2", "delete from t as x using u"] {
+        crate::sql::fuzz::lineage(text);
+    }
+}
+
 #[test]
 fn what_is_not_understood_has_no_lineage() {
     for text in ["select a from t tablesample system (1)", "select a from t where unknown syntax", "vacuum t; select 1"]
