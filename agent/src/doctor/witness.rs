@@ -35,7 +35,7 @@ use self::{
     places::{Place, is_no_address, listeners, send_to, unix_places},
     sniffer::Sniffer,
 };
-use super::attempts::{Target, ring, tag, tagged};
+use super::attempts::{self, Target, ring, tag, tagged};
 
 /// Ports that attempts take in turn.
 const PORTS: usize = 16;
@@ -128,6 +128,8 @@ pub struct Witness {
     /// By ports from and to, the attempt that was first seen to use them.
     flows: HashMap<(u16, u16), usize>,
     groups: [Ipv4Addr; 2],
+    /// The attempts that join them.
+    joins: [usize; 2],
     outside: Outside,
     decoy: Option<PathBuf>,
     inherited: (UdpSocket, TcpStream),
@@ -185,6 +187,7 @@ impl Witness {
             sniffer,
             flows: HashMap::new(),
             groups: [Ipv4Addr::new(239, 77, 77, 0); 2],
+            joins: joins(),
             outside,
             decoy: None,
             inherited: (udp, tcp),
@@ -247,9 +250,10 @@ impl Witness {
         &self.ports
     }
 
-    /// The groups that attempts of now join.
-    pub fn groups(&self) -> [Ipv4Addr; 2] {
-        self.groups
+    /// The attempt of now that joins a group.
+    pub fn joiner(&self, last_octet: u8) -> Option<usize> {
+        let group = self.groups.iter().position(|group| group.octets()[3] == last_octet)?;
+        Some(self.joins[group])
     }
 
     /// A folder that every user can read.
@@ -369,13 +373,15 @@ impl Witness {
         });
         if let Some(sniffer) = &mut self.sniffer {
             for seen in sniffer.seen(&self.marker, self.groups) {
-                let taker = match seen.flow {
+                let taker = match (seen.flow, seen.group) {
                     // What is sent again carries no number, and may come long after its attempt.
-                    Some(flow) => {
+                    (Some(flow), _) => {
                         let turn = self.ports.iter().position(|port| *port == flow.1);
                         *self.flows.entry(flow).or_insert(turn.map_or(self.current, |turn| self.takers[turn]))
                     }
-                    None => self.current,
+                    // Told by a timer, perhaps late.
+                    (None, Some(group)) => self.joins[group],
+                    (None, None) => self.current,
                 };
                 all.push((Sniffer::NAME, seen.number.unwrap_or(taker)));
             }
@@ -415,4 +421,11 @@ impl Drop for Witness {
         }
         let _ = fs::remove_dir_all(&self.folder);
     }
+}
+
+/// Numbers of the attempts that join groups, in the order of the groups.
+fn joins() -> [usize; 2] {
+    let all = attempts::all();
+    // All are there: a number that is none would be an attempt that nobody runs.
+    attempts::JOINS.map(|name| all.iter().position(|attempt| attempt.name == name).unwrap_or(all.len()))
 }

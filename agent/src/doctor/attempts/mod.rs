@@ -21,6 +21,7 @@ use std::{
 
 pub use self::passed::PASSED;
 pub(super) use self::{
+    net::JOINS,
     passed::GIVE,
     processes::SIGNAL,
     sys::{landlock_version, ring},

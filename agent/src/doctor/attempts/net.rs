@@ -250,7 +250,7 @@ fn udp_variants() -> Vec<Attempt> {
         udp("multicast", move |target| to_all(target, target.groups[0])),
         // IGMP itself is the message: which group is joined.
         udp("multicast join", move |target| join(target, 0, open())),
-        Attempt::sends(Road::Tcp, "tcp multicast join", |target| join(target, 1, socket(INET, libc::SOCK_STREAM, 0))),
+        Attempt::sends(Road::Tcp, JOINS[1], |target| join(target, 1, socket(INET, libc::SOCK_STREAM, 0))),
         udp("bound, then connected", move |target| {
             let fd = open();
             bind(fd, any(target, 0));
@@ -279,14 +279,17 @@ fn udp_variants() -> Vec<Attempt> {
     ]
 }
 
+/// The attempts that join the groups of a target: what tells of it names the group, and nothing else.
+pub(in crate::doctor) const JOINS: [&str; 2] = ["udp multicast join", "tcp multicast join"];
+
 /// Joins a group by way of the witness's device.
 fn join(target: &Target, group: usize, fd: i32) {
     let device = device_number(&target.device).to_ne_bytes();
     let group = [&target.groups[group].octets()[..], &[0; 4], &device].concat();
     option(fd, libc::IPPROTO_IP, libc::IP_ADD_MEMBERSHIP, &group);
-    // Told by a timer, and not at all if it is left before.
+    // Told by a timer, and not at all if it is left before; a slow machine is late with it.
     // SAFETY: a plain system call.
-    unsafe { libc::usleep(60_000) };
+    unsafe { libc::usleep(200_000) };
 }
 
 fn many(target: &Target, fd: i32) {

@@ -30,6 +30,8 @@ pub(super) struct Seen {
     pub(super) number: Option<usize>,
     /// From which port to which of the witness's, where it is for one.
     pub(super) flow: Option<(u16, u16)>,
+    /// Which of the groups it names, where it tells that one was joined.
+    pub(super) group: Option<usize>,
 }
 
 impl Sniffer {
@@ -77,12 +79,13 @@ impl Sniffer {
                 return None;
             }
             if self.ports.contains(&to) && self.hosts.contains(&parsed.to) {
-                return Some(Seen { number, flow: Some((from, to)) });
+                return Some(Seen { number, flow: Some((from, to)), group: None });
             }
         }
-        let names = |group: Ipv4Addr| memchr::memmem::find(packet, &group.octets()).is_some();
-        let joins = parsed.is_some_and(|p| p.protocol == IGMP && groups.into_iter().any(names));
-        (number.is_some() || joins).then_some(Seen { number, flow: None })
+        let names = |group: &Ipv4Addr| memchr::memmem::find(packet, &group.octets()).is_some();
+        let is_igmp = parsed.is_some_and(|p| p.protocol == IGMP);
+        let group = groups.iter().rposition(names).filter(|_| is_igmp);
+        (number.is_some() || group.is_some()).then_some(Seen { number, flow: None, group })
     }
 }
 
