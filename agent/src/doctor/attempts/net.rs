@@ -250,7 +250,7 @@ fn udp_variants() -> Vec<Attempt> {
         udp("multicast", move |target| to_all(target, target.groups[0])),
         // IGMP itself is the message: which group is joined.
         udp("multicast join", move |target| join(target, 0, open())),
-        Attempt::sends(Road::Tcp, JOINS[1], |target| join(target, 1, socket(INET, libc::SOCK_STREAM, 0))),
+        udp("multicast join by request", move |target| join_by_request(target, 1, open())),
         udp("bound, then connected", move |target| {
             let fd = open();
             bind(fd, any(target, 0));
@@ -280,14 +280,30 @@ fn udp_variants() -> Vec<Attempt> {
 }
 
 /// The attempts that join the groups of a target: what tells of it names the group, and nothing else.
-pub(in crate::doctor) const JOINS: [&str; 2] = ["udp multicast join", "tcp multicast join"];
+pub(in crate::doctor) const JOINS: [&str; 2] = ["udp multicast join", "udp multicast join by request"];
 
 /// Joins a group by way of the witness's device.
 fn join(target: &Target, group: usize, fd: i32) {
     let device = device_number(&target.device).to_ne_bytes();
     let group = [&target.groups[group].octets()[..], &[0; 4], &device].concat();
     option(fd, libc::IPPROTO_IP, libc::IP_ADD_MEMBERSHIP, &group);
-    // Told by a timer, and not at all if it is left before; a slow machine is late with it.
+    let_it_tell();
+}
+
+/// The same by the protocol-independent option (RFC 3678).
+fn join_by_request(target: &Target, group: usize, fd: i32) {
+    const MCAST_JOIN_GROUP: i32 = 42;
+    let device = device_number(&target.device).to_ne_bytes();
+    let family = (INET as u16).to_ne_bytes();
+    // struct group_req: device, and the group as a sockaddr_storage.
+    let mut request = [&device[..], &[0; 4], &family, &[0; 2], &target.groups[group].octets()].concat();
+    request.resize(136, 0);
+    option(fd, libc::IPPROTO_IP, MCAST_JOIN_GROUP, &request);
+    let_it_tell();
+}
+
+/// A group is told by a timer, and not at all if it is left before; a slow machine is late with it.
+fn let_it_tell() {
     // SAFETY: a plain system call.
     unsafe { libc::usleep(200_000) };
 }
