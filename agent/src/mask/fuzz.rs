@@ -67,7 +67,7 @@ fn scrubbed(masks: &MaskSet, secrets: &KnownSecrets, with: MaskWith, text: &[u8]
     let again = masks.scrub(&out, secrets, &mut Hits::default());
     // A hash may by chance look like a card.
     assert!(
-        with == MaskWith::Hash || again == Masked::Unchanged || secret_in_header(&out),
+        with == MaskWith::Hash || again == Masked::Unchanged || masked_in_header(&out),
         "{:?} still has what is masked: {:?}",
         show(&out),
         show(&again.or_text(&out))
@@ -76,11 +76,11 @@ fn scrubbed(masks: &MaskSet, secrets: &KnownSecrets, with: MaskWith, text: &[u8]
     out
 }
 
-/// Whether a known secret was in what may be the first line of a key. Such a line is short: with the secret it was too
-/// long for one, and without it is none too long. What is left is no key, and no secret came through.
-fn secret_in_header(out: &[u8]) -> bool {
+/// Whether something was masked in what may be the first line of a key. Such a line is short: with the value it was too
+/// long for one, and without it is none too long. What is left is no key, and no value came through.
+fn masked_in_header(out: &[u8]) -> bool {
     let lines = memchr::memmem::find_iter(out, b"-----BEGIN").map(|at| &out[at..out.len().min(at + PEM_LINE_MAX)]);
-    lines.into_iter().any(|line| contains(line, REDACTED.as_bytes()))
+    lines.into_iter().any(|line| contains(line, REDACTED.as_bytes()) || contains(line, b"**"))
 }
 
 /// Text that comes in pieces is masked as the whole is. With letters before it, so that some is decided on early.
