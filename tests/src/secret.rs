@@ -1,12 +1,14 @@
 //! Looking for the upstream's password where it must not be.
 
 use std::{
-    fs,
+    fs, io,
     os::unix::fs::{FileExt, MetadataExt},
     path::{Path, PathBuf},
+    thread,
+    time::Duration,
 };
 
-use anyhow::{Result, ensure};
+use anyhow::{Result, bail, ensure};
 
 use crate::PASSWORD;
 
@@ -54,6 +56,19 @@ pub fn not_in_process(pid: u32) -> Result<u64> {
 /// # Errors
 /// It is there, or a file cannot be read.
 pub fn not_in_files(path: &Path) -> Result<u64> {
+    for _ in 0..50 {
+        let looked = look(path);
+        let gone = |error: &io::Error| error.kind() == io::ErrorKind::NotFound;
+        if !looked.as_ref().is_err_and(|error| error.downcast_ref().is_some_and(gone)) || !path.exists() {
+            return looked;
+        }
+        // The daemon renamed a file between the list and the look: the list is not what is there.
+        thread::sleep(Duration::from_millis(20));
+    }
+    bail!("{} never stays the same for as long as a look takes", path.display())
+}
+
+fn look(path: &Path) -> Result<u64> {
     let mut total = 0;
     for file in files(path)? {
         let data = fs::read(&file)?;
