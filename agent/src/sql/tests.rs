@@ -431,3 +431,11 @@ fn unresolved_names_say_so() {
     assert!(parts.contains(&"execute fn:?.lower".to_owned()), "{parts:?}");
     assert!(parts.contains(&"admin fn:?.pg_read_file".to_owned()), "{parts:?}");
 }
+
+#[test]
+fn another_products_names_of_files_are_not_understood() {
+    for sql in ["delete from @u using t", "select * from @a/b", "select 1 from @x where true"] {
+        assert!(parts(sql).contains("unknown"), "{sql}: {}", parts(sql));
+    }
+    assert!(!parts("select @ -5 from t").contains("unknown"), "{}", parts("select @ -5 from t"));
+}

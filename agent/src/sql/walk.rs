@@ -343,6 +343,10 @@ impl Visitor for Walk<'_, '_> {
         {
             self.build.unknown("reserved word as a name");
         }
+        // Another product's name of a file, which swallows what follows it.
+        if ident.quote_style.is_none() && ident.value.starts_with('@') {
+            self.build.unknown("stage");
+        }
         ControlFlow::Continue(())
     }
 }
