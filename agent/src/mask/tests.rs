@@ -350,6 +350,14 @@ fn private_keys_are_masked_whole_or_cut() {
 }
 
 #[test]
+fn of_two_cards_that_overlap_nothing_of_either_stays() {
+    let text = "4111 1111 0006 5500-0000-0000-0004";
+    assert_eq!(scrub(&all(), text), REDACTED);
+    let partly = scrub(&detectors(&[Detector::CreditCard], MaskWith::Partial), text);
+    assert!(!partly.contains("5500") && !partly.contains("1111"), "{partly}");
+}
+
+#[test]
 fn detectors_that_are_off_find_nothing() {
     let values =
         ["4111111111111111", "DE89370400440532013000", "a@b.de", PEM, "ghp_aB3dE5gH7jK9aB3dE5gH7jK9aB3dE5gH7jK9"];
