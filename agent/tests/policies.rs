@@ -3,8 +3,10 @@
 use std::path::PathBuf;
 
 use portcullis::{
+    action::{Action, ProtocolId},
     mask::MaskSet,
     policy::{PolicySet, cases::Cases},
+    protocol::http,
     sql::{self, fuzz::Fixed},
 };
 
@@ -12,15 +14,22 @@ fn folder() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../policies")
 }
 
+fn classify(protocol: ProtocolId, command: &str) -> Action {
+    match protocol {
+        ProtocolId::Http => http::classify(command),
+        _ => sql::classify(command, &Fixed).action,
+    }
+}
+
 #[test]
 fn examples_decide_as_their_cases_say() {
     let set = PolicySet::load(&folder()).unwrap_or_else(|e| panic!("{:#?}", e.lines().collect::<Vec<_>>()));
-    assert_eq!(set.policies().len(), 4);
+    assert_eq!(set.policies().len(), 5);
     let mut failures = String::new();
     for policy in set.policies() {
         let path = Cases::path_for(policy.file().as_ref());
         let report = Cases::load(&path)
-            .and_then(|cases| cases.run(policy, |command| sql::classify(command, &Fixed).action))
+            .and_then(|cases| cases.run(policy, classify))
             .unwrap_or_else(|e| panic!("{:#?}", e.lines().collect::<Vec<_>>()));
         assert!(report.results.len() > 5, "{}: too few cases", path.display());
         if report.failed() > 0 {

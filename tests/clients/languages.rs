@@ -5,17 +5,17 @@ use std::{
     process::Command,
 };
 
-use portcullis_tests::{Daemon, Postgres, SHOP_POLICY};
+use portcullis_tests::{Daemon, Postgres, SHOP_POLICY, Server as _};
 
 use crate::text;
 
 /// Where `cargo xtask setup` put the drivers.
-fn tools() -> PathBuf {
+pub(crate) fn tools() -> PathBuf {
     std::env::var_os("PORTCULLIS_TOOLS").expect("PORTCULLIS_TOOLS is not set: run `cargo xtask test`").into()
 }
 
 /// A copy in the daemon's folder, which every user can reach, whatever the modes above the original are.
-fn copy(daemon: &Daemon, from: &Path, name: &str) -> PathBuf {
+pub(crate) fn copy(daemon: &Daemon, from: &Path, name: &str) -> PathBuf {
     let to = daemon.path(name);
     let output = Command::new("cp").arg("-r").arg(from).arg(&to).output().unwrap();
     assert!(output.status.success(), "{} is missing: {}", from.display(), text(&output));
@@ -23,7 +23,7 @@ fn copy(daemon: &Daemon, from: &Path, name: &str) -> PathBuf {
 }
 
 /// Runs a script in a session and expects `ok`.
-fn run(daemon: &Daemon, command: &mut Command) {
+pub(crate) fn run(daemon: &Daemon, command: &mut Command) {
     let output = command.output().unwrap();
     let said = text(&output);
     assert!(output.status.success() && said.trim_end().ends_with("ok"), "{said}\n{}", daemon.log());

@@ -5,6 +5,7 @@ mod claims;
 mod languages;
 mod secrecy;
 mod waiting;
+mod web;
 
 use std::{
     collections::{BTreeMap, BTreeSet},

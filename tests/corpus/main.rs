@@ -3,7 +3,11 @@
 
 use std::{fs, path::Path};
 
-use portcullis::{action, mask, policy, protocol::postgres::fuzz, record, sql};
+use portcullis::{
+    action, mask, policy,
+    protocol::{self, postgres::fuzz},
+    record, sql,
+};
 
 /// Runs a target on each of its seeds, on each of their beginnings, and with bytes changed.
 fn run(name: &str, target: impl Fn(&[u8])) {
@@ -77,6 +81,16 @@ fn policy_file() {
 #[test]
 fn scrub() {
     run("scrub", mask::fuzz::scrub);
+}
+
+#[test]
+fn json() {
+    run("json", mask::fuzz::json);
+}
+
+#[test]
+fn http() {
+    run("http", protocol::http::fuzz::http);
 }
 
 #[test]

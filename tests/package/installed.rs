@@ -10,7 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use portcullis_tests::{PASSWORD, Postgres, SHOP_POLICY};
+use portcullis_tests::{PASSWORD, Postgres, SHOP_POLICY, Server as _};
 
 pub struct Installed {
     server: Option<Postgres>,

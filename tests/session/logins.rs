@@ -2,7 +2,7 @@
 
 use std::{fs, path::Path, process::Command};
 
-use portcullis_tests::{PASSWORD, Postgres, TestHouse};
+use portcullis_tests::{PASSWORD, Postgres, Server as _, TestHouse};
 
 use crate::{POLICY, server};
 

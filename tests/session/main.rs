@@ -2,9 +2,11 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod bounds;
+mod dns;
 mod dry_run;
 mod escapes;
 mod hold;
+mod http;
 mod lists;
 mod logins;
 mod masks;

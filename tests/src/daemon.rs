@@ -12,7 +12,7 @@ use std::{
 
 use anyhow::{Context, Result, bail, ensure};
 
-use crate::{PASSWORD, Postgres};
+use crate::{PASSWORD, Server};
 
 /// The user that these daemons run as: none that the host knows.
 pub const DAEMON: u32 = 61_943;
@@ -35,13 +35,13 @@ pub fn binary() -> Result<PathBuf> {
 
 impl Daemon {
     /// Starts one whose only policy is `policy`. `{slice}`, `{port}`, `{ca}` and `{password}` in it are replaced.
-    pub fn start(server: &Postgres, policy: &str) -> Result<Self> {
-        Self::start_for(server.port, &server.ca().display().to_string(), policy, "")
+    pub fn start(server: &impl Server, policy: &str) -> Result<Self> {
+        Self::start_for(server.port(), &server.ca().display().to_string(), policy, "")
     }
 
     /// The same with further settings at the end.
-    pub fn start_with(server: &Postgres, policy: &str, settings: &str) -> Result<Self> {
-        Self::start_for(server.port, &server.ca().display().to_string(), policy, settings)
+    pub fn start_with(server: &impl Server, policy: &str, settings: &str) -> Result<Self> {
+        Self::start_for(server.port(), &server.ca().display().to_string(), policy, settings)
     }
 
     /// Adds the policy of another workload, and puts it in force.

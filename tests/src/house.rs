@@ -20,12 +20,12 @@ use portcullis::{
     protocol,
     record::{Event, RecordSettings, Recorder, read},
     secrets::Secrets,
-    session::{Arrival, House, LiveTable, serve},
+    session::{Answered, Arrival, House, LiveTable, serve},
     wire::{Budget, Limits},
 };
 use tokio::io::DuplexStream;
 
-use crate::{PASSWORD, Postgres};
+use crate::{PASSWORD, Server};
 
 /// The house, and where its record lies.
 pub struct TestHouse {
@@ -45,12 +45,12 @@ pub fn reviewer(name: &str) -> ReviewerIdentity {
 impl TestHouse {
     /// A house whose only policy is `policy`. `{port}`, `{ca}` and `{password}` in it are replaced by the server's port,
     /// its CA file, and the file that holds the credential.
-    pub fn new(server: &Postgres, policy: &str) -> Result<Self> {
+    pub fn new(server: &impl Server, policy: &str) -> Result<Self> {
         Self::with_limits(server, policy, Limits::default())
     }
 
     /// The same with other limits.
-    pub fn with_limits(server: &Postgres, policy: &str, limits: Limits) -> Result<Self> {
+    pub fn with_limits(server: &impl Server, policy: &str, limits: Limits) -> Result<Self> {
         let dir = tempfile::tempdir()?;
         let password = dir.path().join("password");
         fs::write(&password, format!("{PASSWORD}\n"))?;
@@ -81,14 +81,15 @@ impl TestHouse {
             mask_key: [7; 32],
             protocols: protocol::all(),
             connections: AtomicU64::new(0),
+            answered: Answered::default(),
             compiled: Mutex::new(Vec::new()),
         };
-        let origin = SocketAddr::from(([127, 0, 0, 1], server.port));
+        let origin = SocketAddr::from(([127, 0, 0, 1], server.port()));
         Ok(Self { house: Arc::new(house), session, dir, origin })
     }
 
     /// Puts another policy in force, as a reload does.
-    pub fn reload(&self, server: &Postgres, policy: &str) -> Result<()> {
+    pub fn reload(&self, server: &impl Server, policy: &str) -> Result<()> {
         self.house.policies.store(Arc::new(set(server, &self.dir.path().join("password"), policy)?));
         self.house.live.rejudge(&self.house);
         Ok(())
@@ -96,15 +97,25 @@ impl TestHouse {
 
     /// A connection, as it arrives from the redirect.
     pub fn connect(&self) -> DuplexStream {
+        self.connect_to(self.origin)
+    }
+
+    /// The same of a client that wanted to go elsewhere.
+    pub fn connect_to(&self, origin: SocketAddr) -> DuplexStream {
         let (client, server) = tokio::io::duplex(64 << 10);
         let arrival = Arrival {
             io: Box::new(server),
-            origin: self.origin,
+            origin,
             session: Arc::clone(&self.session),
             process: ProcessFacts { pid: 1234, uid: 1000, comm: "test".into(), exe: None },
         };
         tokio::spawn(serve(Arc::clone(&self.house), arrival));
         client
+    }
+
+    /// The file that the credential is read from.
+    pub fn password_file(&self) -> PathBuf {
+        self.dir.path().join("password")
     }
 
     /// A logged-in client. Its password is wrong on purpose: it does not matter.
@@ -132,9 +143,9 @@ impl TestHouse {
     }
 }
 
-fn set(server: &Postgres, password: &std::path::Path, policy: &str) -> Result<PolicySet> {
+fn set(server: &impl Server, password: &std::path::Path, policy: &str) -> Result<PolicySet> {
     let text = policy
-        .replace("{port}", &server.port.to_string())
+        .replace("{port}", &server.port().to_string())
         .replace("{ca}", &server.ca().display().to_string())
         .replace("{password}", &password.display().to_string());
     PolicySet::from_texts([("bot.toml", text)]).map_err(|errors| anyhow::anyhow!("{errors:?}"))

@@ -5,12 +5,23 @@ mod daemon;
 mod house;
 mod postgres;
 pub mod secret;
+mod web;
 
 use anyhow::Context as _;
 
 pub use daemon::{DAEMON, Daemon, binary};
 pub use house::{TestHouse, reviewer};
 pub use postgres::{PASSWORD, Postgres};
+pub use web::{Seen, Web};
+
+/// A server of a test's own, on loopback.
+pub trait Server {
+    /// Its TCP port.
+    fn port(&self) -> u16;
+
+    /// The CA certificate that its certificate is signed by.
+    fn ca(&self) -> std::path::PathBuf;
+}
 
 /// The policy of the demo and of the tests with a whole daemon.
 pub const SHOP_POLICY: &str = include_str!("shop.toml");

@@ -11,6 +11,8 @@ use std::{
 
 use anyhow::{Context, Result, bail, ensure};
 
+use crate::Server;
+
 /// The password of `shop_agent`. Long and odd, so that finding it anywhere means that it leaked.
 pub const PASSWORD: &str = "s3cr3t-Zq81-upstream-9fK";
 
@@ -99,11 +101,6 @@ impl Postgres {
         self.dir.path()
     }
 
-    /// The CA certificate that its certificate is signed by.
-    pub fn ca(&self) -> PathBuf {
-        self.dir.path().join("data/ca.crt")
-    }
-
     /// Runs SQL as the superuser over the server's own socket; returns unaligned rows.
     pub fn sql(&self, database: &str, sql: &str) -> Result<String> {
         let mut command = Command::new("psql");
@@ -117,6 +114,16 @@ impl Postgres {
     }
 }
 
+impl Server for Postgres {
+    fn port(&self) -> u16 {
+        self.port
+    }
+
+    fn ca(&self) -> PathBuf {
+        self.dir.path().join("data/ca.crt")
+    }
+}
+
 impl Drop for Postgres {
     fn drop(&mut self) {
         // SIGQUIT: an immediate shutdown that takes the server's children along.
@@ -127,7 +134,7 @@ impl Drop for Postgres {
     }
 }
 
-fn is_root() -> Result<bool> {
+pub(crate) fn is_root() -> Result<bool> {
     Ok(fs::metadata("/proc/self")?.uid() == 0)
 }
 
@@ -142,7 +149,7 @@ fn binaries() -> Result<PathBuf> {
 }
 
 /// A command of the server: never as root, and killed with the thread that started it.
-fn as_server(program: PathBuf) -> Result<Command> {
+pub(crate) fn as_server(program: PathBuf) -> Result<Command> {
     let mut command = Command::new("setpriv");
     command.arg("--pdeathsig=KILL");
     if is_root()? {
@@ -152,14 +159,14 @@ fn as_server(program: PathBuf) -> Result<Command> {
     Ok(command)
 }
 
-fn run(command: &mut Command) -> Result<()> {
+pub(crate) fn run(command: &mut Command) -> Result<()> {
     let output = command.stdin(Stdio::null()).output().with_context(|| format!("{command:?}"))?;
     ensure!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
     Ok(())
 }
 
 /// A CA and a certificate for localhost and 127.0.0.1.
-fn certificate(data: &Path) -> Result<()> {
+pub(crate) fn certificate(data: &Path) -> Result<()> {
     let script = "set -e; umask 077
         openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 -subj '/CN=test CA' \
             -keyout ca.key -out ca.crt

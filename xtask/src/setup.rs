@@ -25,6 +25,7 @@ const PACKAGES: &[&str] = &[
     "openssl",
     "openssh-client",
     "bzip2",
+    "curl",
     "libclang-dev",
     "python3",
     "python3-venv",

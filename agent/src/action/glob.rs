@@ -94,7 +94,22 @@ impl Glob {
     /// An empty segment, unbalanced quotes, more than two stars in a row, a character of other glob languages, or a
     /// pattern longer than 511 characters.
     pub fn new(pattern: &str, separator: char) -> Result<Self, GlobError> {
-        let tokens = if separator == '.' { parse::names(pattern)? } else { parse::segments(pattern, separator)? };
+        if separator == '.' {
+            Self::of(pattern, separator, parse::names(pattern)?)
+        } else {
+            Self::of(pattern, separator, parse::segments(pattern, separator, parse::Last::Filled)?)
+        }
+    }
+
+    /// Compiles a pattern over `METHOD /path`, whose last segment may be empty: `GET /`, `* /orders/`.
+    ///
+    /// # Errors
+    /// As [`Glob::new`].
+    pub fn route(pattern: &str) -> Result<Self, GlobError> {
+        Self::of(pattern, '/', parse::segments(pattern, '/', parse::Last::MayBeEmpty)?)
+    }
+
+    fn of(pattern: &str, separator: char, tokens: Vec<Token>) -> Result<Self, GlobError> {
         if tokens.len() > MAX_TOKENS {
             return Err(GlobError::TooLong);
         }

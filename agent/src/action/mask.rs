@@ -74,6 +74,8 @@ pub enum Inference {
 pub struct MaskSpec {
     /// Globs over `schema.table.column`, validated by the policy that carried them.
     pub columns: Vec<String>,
+    /// Globs over places in JSON: keys and numbers joined by `/`.
+    pub json: Vec<String>,
     /// Detectors over text.
     pub detect: Vec<Detector>,
     /// What takes the value's place.
@@ -88,6 +90,6 @@ impl MaskSpec {
     /// One that hides nothing yet.
     pub fn new(with: MaskWith) -> Self {
         let (unresolved, inference) = Default::default();
-        Self { columns: Vec::new(), detect: Vec::new(), with, unresolved, inference }
+        Self { columns: Vec::new(), json: Vec::new(), detect: Vec::new(), with, unresolved, inference }
     }
 }

@@ -11,7 +11,7 @@ mod mask;
 pub use glob::{Glob, GlobError};
 pub use mask::{Detector, Inference, MaskSpec, MaskWith, Unresolved};
 
-use std::{fmt, ops::Range, sync::Arc, time::SystemTime};
+use std::{collections::BTreeMap, fmt, ops::Range, sync::Arc, time::SystemTime};
 
 use serde::{Deserialize, Serialize};
 use smallvec::SmallVec;
@@ -23,16 +23,19 @@ use smallvec::SmallVec;
 pub enum ProtocolId {
     /// PostgreSQL frontend/backend protocol 3.0 and 3.2.
     Postgres,
+    /// HTTP/1.1, in the clear and over TLS.
+    Http,
 }
 
 impl ProtocolId {
     /// Every protocol, in the order of listings.
-    pub const ALL: &'static [Self] = &[Self::Postgres];
+    pub const ALL: &'static [Self] = &[Self::Postgres, Self::Http];
 
     /// The name that policies and records use.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Postgres => "postgres",
+            Self::Http => "http",
         }
     }
 
@@ -40,6 +43,7 @@ impl ProtocolId {
     pub fn separator(self) -> char {
         match self {
             Self::Postgres => '.',
+            Self::Http => '/',
         }
     }
 }
@@ -252,6 +256,39 @@ pub enum Facts {
     None,
     /// Facts of each SQL statement, in order. Every part belongs to exactly one statement.
     Sql(Arc<[SqlFacts]>),
+    /// Facts of an HTTP request.
+    Http(Arc<HttpFacts>),
+}
+
+/// Facts about one HTTP request: `http.*` in a `when`.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct HttpFacts {
+    /// As sent.
+    pub method: String,
+    /// The upstream's name or address that it is for, in lower case, without port.
+    pub host: String,
+    /// In the form in which it is sent upstream.
+    pub path: String,
+    /// Parameters of the query, decoded. One that stands there twice has no value that all would agree on: `None`.
+    pub query: BTreeMap<String, Option<String>>,
+    /// Header fields by name in lower case, those of one name joined by `, `. Without credentials.
+    pub headers: BTreeMap<String, String>,
+    /// Its body.
+    pub body: Body,
+}
+
+/// The body of a request, for policy.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub enum Body {
+    /// It has none.
+    #[default]
+    None,
+    /// It was not read yet: the request is judged again once it is.
+    Pending,
+    /// It is no JSON that has one meaning, or was not read.
+    Unknown,
+    /// JSON without duplicate keys.
+    Json(serde_json::Value),
 }
 
 /// Facts about one SQL statement: `sql.*` in a `when`.

@@ -138,6 +138,7 @@ async fn serve(settings: Arc<Settings>, policies: crate::policy::PolicySet, plac
         mask_key: mask_key()?,
         protocols: crate::protocol::all(),
         connections: AtomicU64::new(0),
+        answered: crate::session::Answered::default(),
         compiled: Mutex::default(),
     });
     kernel.heartbeat().into_diagnostic()?;

@@ -73,6 +73,33 @@ impl ColumnPattern {
     }
 }
 
+/// A pattern over places in JSON. One name alone, and what begins with `**/`, is found at any depth.
+pub(super) struct PlacePattern {
+    globs: Vec<Glob>,
+    pub(super) mask: ColumnMask,
+}
+
+impl PlacePattern {
+    pub(super) fn compile(pattern: &str, with: MaskWith, key: &Arc<HashKey>) -> Result<Self, MaskError> {
+        let glob = |text: &str| {
+            Glob::new(text, '/').map_err(|source| MaskError::Pattern { pattern: pattern.to_owned(), source })
+        };
+        glob(pattern)?; // So that errors speak of the pattern as written.
+        let lower = pattern.to_lowercase();
+        let anywhere = lower.strip_prefix("**/").or_else(|| (!lower.contains('/')).then_some(&*lower));
+        let globs = match anywhere {
+            Some(rest) => vec![glob(&format!("$/{rest}"))?, glob(&format!("$/**/{rest}"))?],
+            None => vec![glob(&format!("$/{lower}"))?],
+        };
+        let mask = ColumnMask { with, label: format!("json:{pattern}").into(), key: key.clone() };
+        Ok(Self { globs, mask })
+    }
+
+    pub(super) fn matches(&self, path: &str) -> bool {
+        self.globs.iter().any(|glob| glob.matches(path))
+    }
+}
+
 /// The canonical text of a name, in lower case.
 pub(super) fn canonical(parts: &[&str]) -> String {
     let mut out = String::with_capacity(parts.iter().map(|p| p.len() + 1).sum());

@@ -2,7 +2,9 @@
 
 use std::sync::Arc;
 
-use super::{Hits, KnownSecrets, MaskSet, Masked, REDACTED, StreamScrubber, token::PEM_LINE_MAX};
+use super::{
+    Hits, JsonError, JsonMasker, KnownSecrets, MaskSet, Masked, REDACTED, StreamScrubber, token::PEM_LINE_MAX,
+};
 use crate::action::{Detector, MaskSpec, MaskWith};
 
 const ALL: [Detector; 5] =
@@ -48,6 +50,58 @@ pub fn scrub(data: &[u8]) {
         assert!(!contains(&out, planted.as_bytes()), "{planted} came through in {:?}", show(&out));
         if choice % PLANTED.len() == i {
             in_pieces(&masks, &secrets, &joined, choice % 61 + 1);
+        }
+    }
+}
+
+/// Masks a JSON text. The first byte chooses how it is cut, and whether places are masked.
+///
+/// However it is cut, the same comes of it. What another reader takes for JSON is taken for it here, and stays JSON; where
+/// nothing is masked it stays the same to the byte; and no secret comes through a string, however it is escaped.
+pub fn json(data: &[u8]) {
+    let (choice, text) = data.split_first().map_or((0, data), |(first, text)| (usize::from(*first), text));
+    let places = if choice % 2 == 0 { Vec::new() } else { vec!["a".to_owned(), "b/*/c".to_owned()] };
+    let spec = MaskSpec { json: places, detect: ALL.to_vec(), ..MaskSpec::new(MaskWith::Redact) };
+    let masks = Arc::new(MaskSet::compile(&[spec], [7; 32]).unwrap_or_else(|_| MaskSet::none()));
+    let secrets = Arc::new(KnownSecrets::new(SECRETS));
+    let run = |text: &[u8], piece: usize| {
+        let (mut masker, mut out) = (JsonMasker::new(Arc::clone(&masks), Arc::clone(&secrets)), Vec::new());
+        for piece in text.chunks(piece) {
+            masker.push(piece, &mut out)?;
+        }
+        let hits = masker.finish(&mut out)?;
+        Ok::<_, JsonError>((out, hits))
+    };
+    let whole = run(text, text.len().max(1));
+    assert_eq!(run(text, choice / 2 % 23 + 1), whole, "a cut changes nothing");
+    let read = |text: &[u8]| {
+        let values = serde_json::Deserializer::from_slice(text).into_iter::<serde_json::Value>();
+        values.collect::<Result<Vec<_>, _>>().is_ok()
+    };
+    match &whole {
+        Ok((out, hits)) => {
+            assert!(hits.count > 0 || out == text, "what is not masked stays: {:?}", show(out));
+            assert!(!read(text) || read(out), "{:?} is no JSON any more", show(out));
+        }
+        Err(error) => {
+            let known = *error == JsonError::TooComplex;
+            // Values that follow one another without anything between them are read by some.
+            let glued = serde_json::from_slice::<serde_json::Value>(text).is_err();
+            assert!(known || glued, "another reader takes it: {:?}", show(text));
+        }
+    }
+    if std::str::from_utf8(text).is_err() || text.len() > 4096 {
+        return;
+    }
+    for secret in SECRETS {
+        let secret = String::from_utf8_lossy(secret);
+        let escaped: String = secret.encode_utf16().map(|unit| format!("\\u{unit:04x}")).collect();
+        let before = serde_json::to_string(&String::from_utf8_lossy(text)).unwrap_or_default();
+        let joined = format!("{{\"x\":\"{escaped} {}", &before[1..]);
+        if let Ok((out, _)) = run(format!("{joined}}}").as_bytes(), choice / 2 % 23 + 1) {
+            let value: serde_json::Value = serde_json::from_slice(&out).unwrap_or_default();
+            let text = value["x"].as_str().unwrap_or_default();
+            assert!(!text.contains(&*secret), "a known secret came through: {text:?}");
         }
     }
 }

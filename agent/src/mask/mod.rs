@@ -12,6 +12,7 @@ mod column;
 mod detect;
 mod fit;
 pub mod fuzz;
+mod json;
 mod known;
 mod stream;
 #[cfg(test)]
@@ -20,6 +21,7 @@ mod tests;
 mod token;
 
 pub use column::ColumnMask;
+pub use json::{JsonError, JsonMasker};
 pub use known::KnownSecrets;
 pub use stream::StreamScrubber;
 
@@ -28,7 +30,7 @@ use std::{borrow::Cow, sync::Arc};
 use smallvec::SmallVec;
 
 use crate::action::{Detector, GlobError, MaskSpec, MaskWith, Unresolved};
-use column::ColumnPattern;
+use column::{ColumnPattern, PlacePattern};
 use detect::{Detectors, Found};
 
 /// What [`MaskWith::Redact`] puts in place of a value.
@@ -37,8 +39,8 @@ pub const REDACTED: &str = "[redacted]";
 /// Why masks could not be compiled.
 #[derive(Debug, thiserror::Error)]
 pub enum MaskError {
-    /// A column pattern is not a glob.
-    #[error("`{pattern}` is not a column pattern: {source}")]
+    /// A pattern over columns or places is not a glob.
+    #[error("`{pattern}` is not a pattern: {source}")]
     Pattern {
         /// The pattern as written.
         pattern: String,
@@ -50,6 +52,7 @@ pub enum MaskError {
 /// The masks of one policy for one upstream, compiled. Immutable; share it in an `Arc`.
 pub struct MaskSet {
     columns: Box<[ColumnPattern]>,
+    places: Box<[PlacePattern]>,
     detectors: Detectors,
     labels: Labels,
     key: Arc<HashKey>,
@@ -139,11 +142,14 @@ impl MaskSet {
     /// whoever does not have it; take a fresh random one per daemon.
     pub fn compile(specs: &[MaskSpec], hash_key: [u8; 32]) -> Result<Self, MaskError> {
         let key = Arc::new(HashKey(hash_key));
-        let mut columns = Vec::new();
+        let (mut columns, mut places) = (Vec::new(), Vec::new());
         let mut wanted: Vec<(Detector, MaskWith)> = Vec::new();
         for spec in specs {
             for pattern in &spec.columns {
                 columns.push(ColumnPattern::compile(pattern, spec.with, &key)?);
+            }
+            for pattern in &spec.json {
+                places.push(PlacePattern::compile(pattern, spec.with, &key)?);
             }
             for &detector in &spec.detect {
                 match wanted.iter_mut().find(|(known, _)| *known == detector) {
@@ -152,26 +158,38 @@ impl MaskSet {
                 }
             }
         }
-        let by_column = specs.iter().filter(|spec| !spec.columns.is_empty());
-        let unresolved = by_column.map(|spec| spec.unresolved).max().unwrap_or_default();
-        Ok(Self { columns: columns.into(), detectors: Detectors::new(&wanted), labels: Labels::new(), key, unresolved })
+        let by_place = specs.iter().filter(|spec| !spec.columns.is_empty() || !spec.json.is_empty());
+        let unresolved = by_place.map(|spec| spec.unresolved).max().unwrap_or_default();
+        let (columns, places, detectors) = (columns.into(), places.into(), Detectors::new(&wanted));
+        Ok(Self { columns, places, detectors, labels: Labels::new(), key, unresolved })
     }
 
     /// A set without masks; it still scrubs known secrets.
     pub fn none() -> Self {
         let key = Arc::new(HashKey([0; 32]));
         let (detectors, unresolved) = (Detectors::new(&[]), Unresolved::default());
-        Self { columns: Box::default(), detectors, labels: Labels::new(), key, unresolved }
+        Self { columns: Box::default(), places: Box::default(), detectors, labels: Labels::new(), key, unresolved }
     }
 
     /// Whether the policy asks for no mask at all. Known secrets are scrubbed even so.
     pub fn is_empty(&self) -> bool {
-        !self.has_columns() && !self.has_detectors()
+        !self.has_columns() && !self.has_places() && !self.has_detectors()
     }
 
     /// Whether any column is masked.
     pub fn has_columns(&self) -> bool {
         !self.columns.is_empty()
+    }
+
+    /// Whether any place in JSON is masked.
+    pub fn has_places(&self) -> bool {
+        !self.places.is_empty()
+    }
+
+    /// The strictest mask of a place in JSON: `$`, then each name in lower case behind a `/`.
+    fn place(&self, path: &str) -> Option<ColumnMask> {
+        let strictest = self.places.iter().filter(|p| p.matches(path)).min_by_key(|p| p.mask.with)?;
+        Some(strictest.mask.clone())
     }
 
     /// What happens to a result that cannot be traced.

@@ -22,7 +22,7 @@ use futures_util::future::BoxFuture;
 
 use crate::{
     policy::TlsSpec,
-    session::{BoxIo, NetError, Network, Secured},
+    session::{Accepted, BoxIo, NetError, Network, Secured},
 };
 
 /// The host's network.
@@ -63,7 +63,7 @@ impl Network for Net {
         Box::pin(self.client.secure(io, host, tls))
     }
 
-    fn accept_tls<'a>(&'a self, io: BoxIo, names: &'a [String]) -> BoxFuture<'a, Result<BoxIo, NetError>> {
+    fn accept_tls<'a>(&'a self, io: BoxIo, names: &'a [String]) -> BoxFuture<'a, Result<Accepted, NetError>> {
         Box::pin(tls::accept(&self.ca, io, names))
     }
 }

@@ -390,7 +390,7 @@ async fn through_ca(ca: &Arc<RuntimeCa>, names: &[&str], host: &str, spec: &TlsS
     client.write_all(b"hello").await.unwrap();
     client.shutdown().await.unwrap();
     let mut heard = Vec::new();
-    server.read_to_end(&mut heard).await.unwrap();
+    server.io.read_to_end(&mut heard).await.unwrap();
     assert_eq!(heard, b"hello");
     Ok(())
 }
@@ -451,7 +451,7 @@ async fn openssl_accepts_the_runtime_ca() {
         for _ in 0..2 {
             let (stream, _) = listener.accept().await.unwrap();
             if let Ok(mut io) = net.accept_tls(Box::new(stream), &["db.example".into()]).await {
-                let _ = io.shutdown().await;
+                let _ = io.io.shutdown().await;
             }
         }
     });

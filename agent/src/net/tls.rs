@@ -33,7 +33,7 @@ use super::ca::RuntimeCa;
 use crate::{
     policy::{TlsMode, TlsSpec},
     secrets,
-    session::{BoxIo, NetError, Secured},
+    session::{Accepted, BoxIo, NetError, Secured},
 };
 
 const HANDSHAKE_LIMIT: Duration = Duration::from_secs(10);
@@ -49,11 +49,12 @@ pub(super) fn provider() -> Arc<CryptoProvider> {
 }
 
 /// TLS as a server toward a governed client. Cancel safe in that the stream is lost.
-pub(super) async fn accept(ca: &RuntimeCa, io: BoxIo, names: &[String]) -> Result<BoxIo, NetError> {
+pub(super) async fn accept(ca: &RuntimeCa, io: BoxIo, names: &[String]) -> Result<Accepted, NetError> {
     let config = ca.server_config(names).map_err(|e| NetError::Settings(e.into()))?;
     let accepted = timeout(HANDSHAKE_LIMIT, TlsAcceptor::from(config).accept(io)).await;
     let stream = accepted.map_err(|_| NetError::Timeout)?.map_err(|e| NetError::Tls(e.into()))?;
-    Ok(Box::new(stream))
+    let server_name = stream.get_ref().1.server_name().map(str::to_owned);
+    Ok(Accepted { io: Box::new(stream), server_name })
 }
 
 /// TLS as a client, with configurations kept for a minute.

@@ -17,7 +17,7 @@ use super::{
     file::At,
     read::read,
 };
-use crate::action::{Action, ProcessFacts, Resource, Subject};
+use crate::action::{Action, ProcessFacts, ProtocolId, Resource, Subject};
 
 /// The decision cases of one file.
 #[derive(Debug)]
@@ -46,7 +46,8 @@ struct Case {
     database: Option<String>,
     /// Why the session runs.
     intent: Option<String>,
-    /// The command, as the agent sends it.
+    /// The command, as the agent sends it: SQL, or `METHOD /path` with header fields on further lines, and a body behind
+    /// an empty one.
     command: String,
     /// The effect that it must meet.
     expect: Effect,
@@ -116,12 +117,16 @@ impl Cases {
     ///
     /// # Errors
     /// Cases that name an upstream or a rule which the policy does not have, or no upstream where it has several.
-    pub fn run(&self, policy: &Policy, classify: impl Fn(&str) -> Action) -> Result<CasesReport, PolicyErrors> {
+    pub fn run(
+        &self,
+        policy: &Policy,
+        classify: impl Fn(ProtocolId, &str) -> Action,
+    ) -> Result<CasesReport, PolicyErrors> {
         let mut errors = Vec::new();
         let mut results = Vec::new();
         for case in &self.cases {
             match self.resource(policy, case) {
-                Ok(to) => results.push(self.judge(policy, case, &to, classify(&case.value.command))),
+                Ok(to) => results.push(self.judge(policy, case, &to, classify(to.protocol, &case.value.command))),
                 Err(error) => errors.push(error),
             }
             errors.extend(self.unknown_rule(policy, &case.value));

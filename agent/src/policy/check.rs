@@ -3,8 +3,8 @@
 use std::{collections::HashMap, ops::Range, sync::Arc, time::Duration};
 
 use super::{
-    Autonomy, CredentialRef, CredentialSource, Effect, HoldScope, Policy, Reviewer, TlsMode, TlsSpec, UpstreamSpec,
-    WorkloadSpec,
+    Autonomy, CredentialRef, CredentialSource, Effect, HoldScope, Inject, Policy, Reviewer, TlsMode, TlsSpec,
+    UpstreamSpec, WorkloadSpec,
     compiled::Words,
     error::{PolicyError, Source, did_you_mean},
     file::{self, At, CredentialKind, File, Required, Several},
@@ -12,7 +12,7 @@ use super::{
     rule::{self, Origin, RuleSpec},
     when::When,
 };
-use crate::action::{Glob, MaskSpec, ProtocolId, Verb};
+use crate::action::{Glob, GlobError, MaskSpec, ProtocolId, Verb};
 
 /// Most unix sockets of one workload: the kernel's table is shared by all sessions.
 const MAX_UNIX: usize = 64;
@@ -181,7 +181,11 @@ impl Checker<'_> {
     }
 
     fn glob(&mut self, pattern: &At<String>, separator: char, what: &str) -> Option<Glob> {
-        match Glob::new(&pattern.value, separator) {
+        self.globbed(pattern, Glob::new(&pattern.value, separator), what)
+    }
+
+    fn globbed(&mut self, pattern: &At<String>, made: Result<Glob, GlobError>, what: &str) -> Option<Glob> {
+        match made {
             Ok(glob) => Some(glob),
             Err(error) => {
                 let at = error.at();
@@ -245,8 +249,9 @@ impl Checker<'_> {
         for mask in masks {
             let At { span, value: mask } = mask;
             let names = self.named_upstreams(mask.upstream.as_ref());
-            if mask.columns.is_none() && mask.detect.is_none() {
-                self.hinted(&header(self.source, span), "a mask needs `columns` or `detect`", "or it hides nothing");
+            if mask.columns.is_none() && mask.detect.is_none() && mask.json.is_none() {
+                let text = "a mask needs `columns`, `json` or `detect`";
+                self.hinted(&header(self.source, span), text, "or it hides nothing");
             }
             let columns: Vec<(Range<usize>, String)> = self
                 .filled(&mask.columns, "columns")
@@ -259,11 +264,20 @@ impl Checker<'_> {
             if let Some(span) = spans.into_iter().flatten().next().filter(|_| mask.columns.is_none()) {
                 self.hinted(span, "this is for masks of columns", "what a detector finds has no column");
             }
+            self.fits(mask, names.as_deref());
+            let json: Vec<String> = self
+                .filled(&mask.json, "json")
+                .unwrap_or_default()
+                .iter()
+                .filter_map(|pattern| Some(self.glob(pattern, '/', "pattern of a JSON path")?.as_str().to_owned()))
+                .collect();
             let here: Vec<usize> = (0..self.upstreams.len())
                 .filter(|place| names.as_ref().is_none_or(|names| names.contains(&self.upstreams[*place].name)))
                 .collect();
             let keys = columns.iter().map(|(span, column)| (span, column.clone()));
             let keys = keys.chain(detect.iter().map(|detector| (&detector.span, detector.value.as_str().to_owned())));
+            let paths = mask.json.iter().flat_map(|list| &list.value);
+            let keys = keys.chain(paths.map(|path| (&path.span, format!("/{}", path.value))));
             for (span, key) in keys {
                 let line = self.source.position(span.start).0;
                 let others = here.iter().filter_map(|place| seen[*place].get(&key).copied());
@@ -279,6 +293,7 @@ impl Checker<'_> {
             for place in here {
                 specs[place].push(MaskSpec {
                     columns: columns.iter().map(|(_, column)| column.clone()).collect(),
+                    json: json.clone(),
                     detect: detect.iter().map(|detector| detector.value).collect(),
                     with: mask.with,
                     unresolved: mask.unresolved.as_ref().map(|at| at.value).unwrap_or_default(),
@@ -287,6 +302,24 @@ impl Checker<'_> {
             }
         }
         specs
+    }
+
+    /// What hides values of one protocol hides none of another's.
+    fn fits(&mut self, mask: &file::Mask, names: Option<&[Arc<str>]>) {
+        let about = |name: &str| names.is_none_or(|names| names.iter().any(|other| **other == *name));
+        let spoken: Vec<ProtocolId> =
+            self.upstreams.iter().filter(|upstream| about(&upstream.name)).map(|upstream| upstream.protocol).collect();
+        let keys = [
+            ("columns", mask.columns.as_ref().map(|key| &key.span), ProtocolId::Postgres),
+            ("json", mask.json.as_ref().map(|key| &key.span), ProtocolId::Http),
+        ];
+        for (key, span, protocol) in keys {
+            let strays =
+                spoken.iter().any(|spoken| *spoken != protocol) && (names.is_some() || !spoken.contains(&protocol));
+            if let Some(span) = span.filter(|_| strays) {
+                self.hinted(span, format!("`{key}` is for upstreams of the protocol `{protocol}`"), "name such a one");
+            }
+        }
     }
 
     /// A pattern over `schema.table.column`, completed on the left.

@@ -12,10 +12,10 @@ use super::{
     Decision, Effect, HoldScope, HoldSpec, Obligations, Reason, Reviewer, UpstreamSpec, WorkloadSpec,
     index::{Candidate, Filter, Index},
     rule::{DEFAULT_EXPIRES, Origin, RuleSpec},
-    when::{CelFacts, Verdict},
+    when::{CelFacts, Stated, Verdict},
 };
 use crate::action::{
-    Action, Clarity, Facts, Glob, MaskSpec, Params, Part, Resource, SqlFacts, Subject, Verb, glob::Scanned,
+    Action, Body, Clarity, Facts, Glob, MaskSpec, Params, Part, Resource, Subject, Verb, glob::Scanned,
 };
 
 /// The compiled policy of one workload. Immutable.
@@ -144,6 +144,12 @@ impl Policy {
     /// Whether any rule asks for bound parameters.
     pub fn asks_params(&self) -> bool {
         self.asks_params
+    }
+
+    /// Whether any rule about an upstream asks for the bodies of requests.
+    pub fn asks_body(&self, upstream: &UpstreamSpec) -> bool {
+        let asks = |rule: &&RuleSpec| rule.when.as_ref().is_some_and(|when| when.asks_body);
+        self.rules.iter().filter(asks).any(|rule| rule.covers(&upstream.name, upstream.protocol))
     }
 
     /// Judges an action. No side effects.
@@ -299,19 +305,20 @@ impl<'a> Judge<'a> {
         let statement = self.statement(part);
         let key = statement.map(|(at, _)| at);
         if self.facts.as_ref().is_none_or(|(of, _)| *of != key) {
-            let sql = statement.map(|(_, facts)| facts);
-            self.facts = Some((key, CelFacts::new(self.who, self.to, sql)));
+            let stated = statement.map(|(_, stated)| stated);
+            self.facts = Some((key, CelFacts::new(self.who, self.to, stated)));
             self.verdicts.clear();
         }
         if let Some((_, verdict)) = self.verdicts.iter().find(|(of, _)| *of == place) {
             return *verdict;
         }
         let mut verdict = self.facts.as_ref().map_or(Verdict::Unanswered, |(_, facts)| when.holds(facts));
-        if verdict == Verdict::Unanswered
-            && when.asks_params
-            && statement.is_some_and(|(_, facts)| facts.params == Params::Pending)
-        {
-            // Only whether it could ever run is asked now; it is judged again with its parameters.
+        let pending = statement.is_some_and(|(_, stated)| match stated {
+            Stated::Sql(sql) => when.asks_params && sql.params == Params::Pending,
+            Stated::Http(http) => when.asks_body && http.body == Body::Pending,
+        });
+        if verdict == Verdict::Unanswered && pending {
+            // Only whether it could ever run is asked now; it is judged again with what is still to come.
             let permits = self.policy.rules[place as usize].effect <= Effect::Notify;
             verdict = if permits { Verdict::True } else { Verdict::False };
         }
@@ -320,11 +327,17 @@ impl<'a> Judge<'a> {
     }
 
     /// The statement that a part belongs to. Ranges are in order; where they are not, there are no facts.
-    fn statement(&self, part: usize) -> Option<(usize, &'a SqlFacts)> {
+    fn statement(&self, part: usize) -> Option<(usize, Stated<'a>)> {
         let what: &'a Action = self.what;
-        let Facts::Sql(facts) = &what.facts else { return None };
-        let at = facts.partition_point(|facts| facts.parts.end <= part);
-        facts.get(at).filter(|facts| facts.parts.contains(&part)).map(|facts| (at, facts))
+        match &what.facts {
+            Facts::None => None,
+            Facts::Sql(facts) => {
+                let at = facts.partition_point(|facts| facts.parts.end <= part);
+                let found = facts.get(at).filter(|facts| facts.parts.contains(&part));
+                found.map(|facts| (at, Stated::Sql(facts)))
+            }
+            Facts::Http(facts) => Some((0, Stated::Http(facts))),
+        }
     }
 }
 

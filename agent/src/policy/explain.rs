@@ -115,7 +115,7 @@ impl Policy {
         for (rule, place) in self.rules.iter().zip(0..) {
             let matched = if !rule.covers(&to.upstream, what.protocol) || rule.tier.is_some_and(|t| Some(t) != tier) {
                 Match::No(Miss::Upstream)
-            } else if rule.verbs.as_ref().is_some_and(|verbs| !verbs.contains(verb)) {
+            } else if !rule.is_about(*verb) {
                 Match::No(Miss::Verb)
             } else {
                 judge.matches(place, part, &scanned)

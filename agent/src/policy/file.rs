@@ -9,7 +9,8 @@ use serde::{
 };
 
 use super::{
-    Autonomy, ClientTls, Effect, Filesystem, HoldScope, Reviewer, RunAs, Tier, TlsMode, duration::Span, size::Size,
+    Autonomy, ClientTls, Effect, Filesystem, HoldScope, Inject, Reviewer, RunAs, Tier, TlsMode, duration::Span,
+    size::Size,
 };
 use crate::action::{Detector, Inference, MaskWith, Unresolved, Verb};
 
@@ -96,7 +97,7 @@ pub(super) struct Session {
 pub(super) struct Upstream {
     /// Letters, digits, `.`, `_` and `-`.
     pub(super) name: At<String>,
-    /// `postgres`.
+    /// `postgres` or `http`.
     pub(super) protocol: At<String>,
     /// `host:port`, one or several.
     pub(super) address: At<Several<String>>,
@@ -139,6 +140,9 @@ pub(super) struct Credential {
     pub(super) argv: Option<At<Vec<String>>>,
     /// `exec`: how long the program may take. Default: `10s`.
     pub(super) timeout: Option<At<Span>>,
+    /// `http`: where in a request the secret stands: `bearer`, `basic`, `header:NAME`, `query:NAME` or `cookie:NAME`. What
+    /// the agent has sent there is taken out. Default: `bearer`.
+    pub(super) inject: Option<At<Inject>>,
 }
 
 /// A kind of secret source.
@@ -164,12 +168,12 @@ pub(super) struct Rule {
     pub(super) protocol: Option<At<String>>,
     /// Default: every verb; `unknown` is then refused but never let through.
     pub(super) verbs: Option<At<Vec<At<Verb>>>>,
-    /// Globs over targets. Default: every target.
+    /// Globs over targets: `schema.name` of `postgres`, `METHOD /path` of `http`. Default: every target.
     pub(super) targets: Option<At<Vec<At<String>>>>,
     /// Globs over targets that the rule does not match.
     pub(super) except: Option<At<Vec<At<String>>>>,
-    /// A CEL expression over `sql` (`verb`, `has_where`, `has_limit`, `tables`, `functions`, `statements`, `text`, `params`),
-    /// `workload`, `session` (`intent`), `upstream` and `database`.
+    /// A CEL expression over `sql` (`verb`, `has_where`, `has_limit`, `tables`, `functions`, `statements`, `text`, `params`) or `http`
+    /// (`method`, `host`, `path`, `query`, `headers`, `body_json`), `workload`, `session` (`intent`), `upstream` and `database`.
     pub(super) when: Option<At<String>>,
     /// What to do.
     pub(super) effect: Effect,
@@ -207,6 +211,9 @@ pub(super) struct Mask {
     pub(super) upstream: Option<At<Several<String>>>,
     /// Globs over `schema.table.column`; what is left out on the left may be anything.
     pub(super) columns: Option<At<Vec<At<String>>>>,
+    /// `http`: globs over the places of values in JSON, keys and numbers of items joined by `/`: `**/email`,
+    /// `customers/*/name`.
+    pub(super) json: Option<At<Vec<At<String>>>>,
     /// Kinds of values found by their looks.
     pub(super) detect: Option<At<Vec<At<Detector>>>>,
     /// What takes the value's place.

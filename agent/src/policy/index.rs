@@ -82,7 +82,7 @@ impl Index {
         let places = |verb: &Verb| {
             let fits = |rule: &RuleSpec| {
                 rule.covers(&upstream.name, upstream.protocol)
-                    && rule.verbs.as_ref().is_none_or(|verbs| verbs.contains(verb))
+                    && rule.is_about(*verb)
                     && rule.tier.is_none_or(|tier| upstream.tier == Some(tier))
             };
             rules

@@ -101,6 +101,15 @@ impl RuleSpec {
             && self.upstreams.as_ref().is_none_or(|names| names.iter().any(|name| **name == *upstream))
     }
 
+    /// Whether it is about a verb. Where it names none, one that asks for facts of commands is not about the opening of a
+    /// connection, which has none.
+    pub(super) fn is_about(&self, verb: Verb) -> bool {
+        match &self.verbs {
+            Some(verbs) => verbs.contains(&verb),
+            None => verb != Verb::Connect || self.when.as_ref().is_none_or(|when| when.about.is_empty()),
+        }
+    }
+
     /// The order of judging: strict before lax, the file's rules before presets, those that explain themselves first.
     pub(super) fn order(&self) -> impl Ord + use<'_> {
         (std::cmp::Reverse(self.effect), self.origin, self.reason.is_none(), &self.name)

@@ -108,6 +108,66 @@ pub struct CredentialRef {
     pub user: Option<String>,
     /// Its source.
     pub source: CredentialSource,
+    /// Where in a request it stands; for HTTP only.
+    pub inject: Inject,
+}
+
+/// Where a credential stands in an HTTP request. Whatever a client sends in this place is taken out.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+#[serde(try_from = "String", into = "String")]
+#[schemars(with = "String")]
+pub enum Inject {
+    /// `Authorization: Bearer` (RFC 6750).
+    #[default]
+    Bearer,
+    /// `Authorization: Basic` (RFC 7617), with the credential's user.
+    Basic,
+    /// A header field, its name in lower case.
+    Header(String),
+    /// A parameter of the query.
+    Query(String),
+    /// A cookie.
+    Cookie(String),
+}
+
+/// Header fields that say where a request ends, or whom it is for.
+const FRAMES: &[&str] =
+    &["connection", "content-length", "expect", "host", "te", "trailer", "transfer-encoding", "upgrade"];
+
+impl TryFrom<String> for Inject {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        // A token of RFC 9110 section 5.6.2: so it can be a field's name, a cookie's, and a parameter's without encoding.
+        let token = |name: &str| {
+            let fits = |b: u8| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b);
+            !name.is_empty() && name.len() <= 128 && name.bytes().all(fits)
+        };
+        let plain =
+            |name: &str| token(name) && !name.contains(['#', '%', '&', '+', '*', '\'', '`', '|', '^', '!', '$']);
+        match text.split_once(':') {
+            None if text == "bearer" => Ok(Self::Bearer),
+            None if text == "basic" => Ok(Self::Basic),
+            Some(("header", name)) if token(name) && !FRAMES.contains(&&*name.to_ascii_lowercase()) => {
+                Ok(Self::Header(name.to_ascii_lowercase()))
+            }
+            Some(("query", name)) if plain(name) => Ok(Self::Query(name.to_owned())),
+            Some(("cookie", name)) if token(name) => Ok(Self::Cookie(name.to_owned())),
+            _ => Err(format!("`bearer`, `basic`, `header:NAME`, `query:NAME` or `cookie:NAME`, not `{text}`")),
+        }
+    }
+}
+
+impl From<Inject> for String {
+    fn from(inject: Inject) -> Self {
+        match inject {
+            Inject::Bearer => "bearer".into(),
+            Inject::Basic => "basic".into(),
+            Inject::Header(name) => format!("header:{name}"),
+            Inject::Query(name) => format!("query:{name}"),
+            Inject::Cookie(name) => format!("cookie:{name}"),
+        }
+    }
 }
 
 /// A kind of secret source.

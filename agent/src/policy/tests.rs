@@ -684,12 +684,43 @@ rule = "r"
 "#,
     )
     .expect("valid");
-    let report = cases.run(&policy, action).expect("runs");
+    let report = cases.run(&policy, |_, text| action(text)).expect("runs");
     assert_eq!((report.passed(), report.failed()), (1, 2));
     insta::assert_snapshot!(report);
     let bad = "[[case]]\nname = \"x\"\nupstream = \"bd\"\ncommand = \"\"\nexpect = \"deny\"\nrule = \"tier:production-read/frist read\"";
-    let errors = cases::Cases::from_text("c", bad).expect("valid").run(&policy, action).expect_err("unknown names");
+    let errors = cases::Cases::from_text("c", bad)
+        .expect("valid")
+        .run(&policy, |_, text| action(text))
+        .expect_err("unknown names");
     insta::assert_snapshot!(errors.lines().collect::<Vec<_>>().join("\n"));
     assert!(cases::Cases::from_text("c", "").is_err(), "no cases test nothing");
     assert!(cases::Cases::from_text("c", "[[case]]\nname = 1").is_err());
+}
+
+#[test]
+fn what_asks_for_facts_of_commands_is_not_about_connections() {
+    let rule = |rest: &str| policy(&format!("[[rule]]\nname = \"r\"\neffect = \"deny\"\n{rest}\n"));
+    let connect = |to: &Resource| Action::single(to.protocol, Verb::Connect, Target::new("db:5432"));
+    let connects = |policy: &Policy| policy.decide(&who(), &to(), &connect(&to())).effect();
+    assert_eq!(connects(&rule("when = \"sql.verb == 'update'\"")), Effect::Allow);
+    assert_eq!(connects(&rule("when = \"upstream == 'db'\"")), Effect::Deny);
+    // Where it names the verb, it is: and has no answer, so that it refuses.
+    assert_eq!(connects(&rule("verbs = [\"connect\"]\nwhen = \"sql.verb == 'update'\"")), Effect::Deny);
+    for file in ["analyst", "api-bot", "developer", "migration-bot", "support-bot"] {
+        let path = format!("{}/../policies/{file}.toml", env!("CARGO_MANIFEST_DIR"));
+        let set = PolicySet::load_file(path.as_ref()).expect("an example");
+        for policy in set.policies() {
+            for upstream in policy.upstreams() {
+                let who = Subject { workload: policy.workload().name.clone(), ..who() };
+                let to = Resource {
+                    upstream: upstream.name.clone(),
+                    protocol: upstream.protocol,
+                    database: upstream.databases.first().map(|database| database.as_str().into()),
+                    ..to()
+                };
+                let decision = policy.decide(&who, &to, &connect(&to));
+                assert_eq!(decision.effect(), Effect::Allow, "{file}: {decision:?}");
+            }
+        }
+    }
 }

@@ -18,12 +18,15 @@ use cel::{
 };
 
 use super::error::did_you_mean;
-use crate::action::{Params, Resource, SqlFacts, Subject, Target};
+use smallvec::SmallVec;
+
+use crate::action::{Body, HttpFacts, Params, ProtocolId, Resource, SqlFacts, Subject, Target};
 
 static ENV: LazyLock<Arc<Env>> = LazyLock::new(|| Arc::new(Env::stdlib().with_optional_support(false)));
 
-const VARIABLES: &[&str] = &["sql", "workload", "session", "upstream", "database"];
+const VARIABLES: &[&str] = &["sql", "http", "workload", "session", "upstream", "database"];
 const SQL: &[&str] = &["verb", "has_where", "has_limit", "tables", "functions", "statements", "text", "params"];
+const HTTP: &[&str] = &["method", "host", "path", "query", "headers", "body_json"];
 const SESSION: &[&str] = &["intent"];
 const FUNCTIONS: &[&str] =
     &["size", "contains", "startsWith", "endsWith", "string", "int", "uint", "double", "bool", "bytes", "type", "dyn"];
@@ -45,6 +48,10 @@ pub(super) struct When {
     program: Program,
     /// It asks for bound parameters.
     pub(super) asks_params: bool,
+    /// It asks for the body of a request.
+    pub(super) asks_body: bool,
+    /// The protocols of whose commands it asks for facts. Opening a connection is no command.
+    pub(super) about: SmallVec<[ProtocolId; 1]>,
 }
 
 /// What is wrong with an expression, and where in its text.
@@ -68,9 +75,10 @@ impl When {
             }
             None => whole("the expression cannot be parsed".into()),
         })?;
-        let mut names = Names { text, scope: Vec::new(), params: false };
+        let mut names = Names { text, scope: Vec::new(), params: false, body: false, about: SmallVec::new() };
         names.check(program.expression())?;
-        let when = Self { text: text.into(), asks_params: names.params, program };
+        let Names { params, body, about, .. } = names;
+        let when = Self { text: text.into(), asks_params: params, asks_body: body, about, program };
         when.try_on_samples().map_err(whole)?;
         Ok(when)
     }
@@ -106,7 +114,17 @@ impl When {
                 params: Params::Known([Some("sample".into())].into()),
                 ..SqlFacts::default()
             };
-            let facts = CelFacts::of("sample", Some("sample"), "sample", Some("sample"), Some(&sql));
+            let sample = || "sample".to_owned();
+            let http = HttpFacts {
+                method: sample(),
+                host: sample(),
+                path: sample(),
+                body: Body::Json(serde_json::Value::Object(serde_json::Map::new())),
+                ..HttpFacts::default()
+            };
+            let mut facts = CelFacts::of("sample", Some("sample"), "sample", Some("sample"));
+            facts.add_sql(&sql);
+            facts.add_http(&http);
             match self.run(&facts) {
                 Ok(Value::Bool(_)) => {}
                 Ok(other) => return Err(format!("the expression gives a {}, not true or false", other.type_of())),
@@ -131,21 +149,28 @@ impl fmt::Debug for When {
     }
 }
 
+/// What facts are there of: one statement, or one request.
+#[derive(Clone, Copy)]
+pub(super) enum Stated<'a> {
+    Sql(&'a SqlFacts),
+    Http(&'a HttpFacts),
+}
+
 /// The facts of one statement, in CEL's values.
 pub(super) struct CelFacts(Context<'static, 'static>);
 
 impl CelFacts {
-    pub(super) fn new(who: &Subject, to: &Resource, sql: Option<&SqlFacts>) -> Self {
-        Self::of(&who.workload, who.intent.as_deref(), &to.upstream, to.database.as_deref(), sql)
+    pub(super) fn new(who: &Subject, to: &Resource, stated: Option<Stated<'_>>) -> Self {
+        let mut facts = Self::of(&who.workload, who.intent.as_deref(), &to.upstream, to.database.as_deref());
+        match stated {
+            None => {}
+            Some(Stated::Sql(sql)) => facts.add_sql(sql),
+            Some(Stated::Http(http)) => facts.add_http(http),
+        }
+        facts
     }
 
-    fn of(
-        workload: &str,
-        intent: Option<&str>,
-        upstream: &str,
-        database: Option<&str>,
-        sql: Option<&SqlFacts>,
-    ) -> Self {
+    fn of(workload: &str, intent: Option<&str>, upstream: &str, database: Option<&str>) -> Self {
         let mut context = Context::with_env(ENV.clone());
         context.add_variable_from_value("workload", workload);
         context.add_variable_from_value("upstream", upstream);
@@ -154,28 +179,65 @@ impl CelFacts {
         }
         let session: HashMap<&str, Value> = intent.map(|intent| ("intent", Value::from(intent))).into_iter().collect();
         context.add_variable_from_value("session", session);
-        if let Some(sql) = sql {
-            let list = |texts: &mut dyn Iterator<Item = &str>| Value::from(texts.map(Value::from).collect::<Vec<_>>());
-            let mut facts: HashMap<&str, Value> = HashMap::from([
-                ("verb", Value::from(sql.verb.as_str())),
-                ("has_where", Value::Bool(sql.has_where)),
-                ("has_limit", Value::Bool(sql.has_limit)),
-                ("tables", list(&mut sql.tables.iter().map(Target::as_str))),
-                ("functions", list(&mut sql.functions.iter().map(String::as_str))),
-                ("statements", Value::Int(i64::try_from(sql.statements).unwrap_or(i64::MAX))),
-                ("text", Value::from(sql.text.as_str())),
-            ]);
-            let text = |param: &Option<Arc<str>>| param.as_deref().map_or(Value::Null, Value::from);
-            match &sql.params {
-                Params::None => facts.insert("params", Value::from(Vec::<Value>::new())),
-                Params::Known(params) => {
-                    facts.insert("params", Value::from(params.iter().map(text).collect::<Vec<_>>()))
-                }
-                Params::Pending | Params::Unknown => None,
-            };
-            context.add_variable_from_value("sql", facts);
-        }
         Self(context)
+    }
+
+    fn add_sql(&mut self, sql: &SqlFacts) {
+        let list = |texts: &mut dyn Iterator<Item = &str>| Value::from(texts.map(Value::from).collect::<Vec<_>>());
+        let mut facts: HashMap<&str, Value> = HashMap::from([
+            ("verb", Value::from(sql.verb.as_str())),
+            ("has_where", Value::Bool(sql.has_where)),
+            ("has_limit", Value::Bool(sql.has_limit)),
+            ("tables", list(&mut sql.tables.iter().map(Target::as_str))),
+            ("functions", list(&mut sql.functions.iter().map(String::as_str))),
+            ("statements", Value::Int(i64::try_from(sql.statements).unwrap_or(i64::MAX))),
+            ("text", Value::from(sql.text.as_str())),
+        ]);
+        let text = |param: &Option<Arc<str>>| param.as_deref().map_or(Value::Null, Value::from);
+        match &sql.params {
+            Params::None => facts.insert("params", Value::from(Vec::<Value>::new())),
+            Params::Known(params) => facts.insert("params", Value::from(params.iter().map(text).collect::<Vec<_>>())),
+            Params::Pending | Params::Unknown => None,
+        };
+        self.0.add_variable_from_value("sql", facts);
+    }
+
+    fn add_http(&mut self, http: &HttpFacts) {
+        // What has no one value is not there: to ask for it leaves the expression unanswered.
+        let query = http.query.iter().filter_map(|(name, value)| Some((name.clone(), Value::from(value.as_deref()?))));
+        let headers = http.headers.iter().map(|(name, value)| (name.clone(), Value::from(value.as_str())));
+        let mut facts: HashMap<&str, Value> = HashMap::from([
+            ("method", Value::from(http.method.as_str())),
+            ("host", Value::from(http.host.as_str())),
+            ("path", Value::from(http.path.as_str())),
+            ("query", Value::from(query.collect::<HashMap<String, Value>>())),
+            ("headers", Value::from(headers.collect::<HashMap<String, Value>>())),
+        ]);
+        match &http.body {
+            Body::None => facts.insert("body_json", Value::Null),
+            Body::Json(body) => facts.insert("body_json", value(body)),
+            Body::Pending | Body::Unknown => None,
+        };
+        self.0.add_variable_from_value("http", facts);
+    }
+}
+
+/// JSON in CEL's values. Numbers are doubles where they are no integers.
+fn value(json: &serde_json::Value) -> Value {
+    match json {
+        serde_json::Value::Null => Value::Null,
+        serde_json::Value::Bool(b) => Value::Bool(*b),
+        serde_json::Value::Number(n) => match (n.as_i64(), n.as_u64()) {
+            (Some(n), _) => Value::Int(n),
+            (None, Some(n)) => Value::UInt(n),
+            (None, None) => Value::Float(n.as_f64().unwrap_or(f64::NAN)),
+        },
+        serde_json::Value::String(text) => Value::from(text.as_str()),
+        serde_json::Value::Array(items) => Value::from(items.iter().map(value).collect::<Vec<_>>()),
+        serde_json::Value::Object(members) => {
+            let members = members.iter().map(|(key, member)| (key.clone(), value(member)));
+            Value::from(members.collect::<HashMap<String, Value>>())
+        }
     }
 }
 
@@ -186,6 +248,10 @@ struct Names<'a> {
     scope: Vec<String>,
     /// `sql.params` was met, or `sql` as a whole.
     params: bool,
+    /// `http.body_json` was met, or `http` as a whole.
+    body: bool,
+    /// Of `sql` and `http`, those that were met.
+    about: SmallVec<[ProtocolId; 1]>,
 }
 
 impl Names<'_> {
@@ -194,6 +260,7 @@ impl Names<'_> {
             Expr::Unspecified | Expr::Literal(_) => Ok(()),
             Expr::Ident(name) => {
                 self.params |= name == "sql";
+                self.body |= name == "http";
                 self.variable(name)
             }
             Expr::Select(select) => {
@@ -202,6 +269,7 @@ impl Names<'_> {
                 {
                     self.field(root, &select.field)?;
                     self.params |= root == "sql" && select.field == "params";
+                    self.body |= root == "http" && select.field == "body_json";
                     // Which field it is was looked at here.
                     return self.variable(root);
                 }
@@ -235,7 +303,16 @@ impl Names<'_> {
         }
     }
 
-    fn variable(&self, name: &str) -> Result<(), WhenError> {
+    fn variable(&mut self, name: &str) -> Result<(), WhenError> {
+        let about = match name {
+            _ if self.scope.iter().any(|known| known == name) => None,
+            "sql" => Some(ProtocolId::Postgres),
+            "http" => Some(ProtocolId::Http),
+            _ => None,
+        };
+        if let Some(about) = about.filter(|about| !self.about.contains(about)) {
+            self.about.push(about);
+        }
         // `type(x) == string` names a type.
         let types = ["bool", "bytes", "double", "int", "list", "map", "string", "uint", "type", "null_type"];
         if name.starts_with('@') || self.scope.iter().any(|known| known == name) || types.contains(&name) {
@@ -247,6 +324,7 @@ impl Names<'_> {
     fn field(&self, root: &str, field: &str) -> Result<(), WhenError> {
         match root {
             "sql" => self.known("fact of `sql`:", field, SQL),
+            "http" => self.known("fact of `http`:", field, HTTP),
             "session" => self.known("fact of `session`:", field, SESSION),
             "workload" | "upstream" | "database" => {
                 Err(self.error(field, format!("`{root}` is a text and has no fields"), None))

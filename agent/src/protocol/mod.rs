@@ -1,5 +1,6 @@
 //! One folder per protocol. Adding one is a folder and a line in [`all`].
 
+pub mod http;
 pub mod postgres;
 
 use std::sync::Arc;
@@ -8,5 +9,5 @@ use crate::session::Protocol;
 
 /// Every protocol that the enforcer speaks.
 pub fn all() -> Vec<Arc<dyn Protocol>> {
-    vec![Arc::new(postgres::Postgres::default())]
+    vec![Arc::new(postgres::Postgres::default()), Arc::new(http::Http)]
 }

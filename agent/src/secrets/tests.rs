@@ -6,10 +6,13 @@ use std::{
 };
 
 use super::*;
-use crate::mask::{Hits, MaskSet, Masked};
+use crate::{
+    mask::{Hits, MaskSet, Masked},
+    policy::Inject,
+};
 
 fn credential(source: CredentialSource) -> CredentialRef {
-    CredentialRef { upstream: "orders".into(), user: Some("reader".into()), source }
+    CredentialRef { upstream: "orders".into(), user: Some("reader".into()), source, inject: Inject::default() }
 }
 
 fn file(path: impl Into<PathBuf>) -> CredentialRef {

@@ -121,6 +121,11 @@ impl ConnectionCx {
         self.policy.load().policy.asks_params()
     }
 
+    /// Whether the policy in force asks for bodies of requests.
+    pub fn asks_body(&self) -> bool {
+        self.policy.load().policy.asks_body(&self.upstream)
+    }
+
     /// Asks the policy in force. A session that is over may do nothing more.
     pub fn decide(&self, action: &Action) -> Decision {
         if self.subject.ends_at.is_some_and(|end| end <= std::time::SystemTime::now()) {

@@ -16,15 +16,16 @@ use super::{
     BoxIo, ConnectionCx, Gate, LiveTable, Network,
     cx::Judge,
     live::connect,
-    permit::{Command, Lasting, Standing},
+    names::{self, Answered},
+    permit::{Command, Lasting, Refusal, Standing},
 };
 use crate::{
     action::{ProcessFacts, ProtocolId},
     hold::HoldStore,
     identity::{self, Session, Sessions},
     mask::MaskSet,
-    policy::{Policy, PolicySet, UpstreamSpec},
-    record::{Event, EventBody, Recorder},
+    policy::{Decision, Policy, PolicySet, UpstreamSpec},
+    record::{DecisionNote, Event, EventBody, Recorder},
     secrets::Secrets,
     wire::{Budget, Limits, OverBudget},
 };
@@ -99,6 +100,8 @@ pub struct House {
     pub protocols: Vec<Arc<dyn Protocol>>,
     /// Connections so far.
     pub connections: AtomicU64,
+    /// What names were answered with. Start with none.
+    pub answered: Answered,
     /// Masks compiled so far, by policy and upstream. Start with none.
     pub compiled: Mutex<Vec<CompiledMasks>>,
 }
@@ -161,7 +164,8 @@ impl House {
                 let host = host.trim_start_matches('[').trim_end_matches(']');
                 // A name that does not resolve now is not where the client went; other addresses still count.
                 let found = self.network.resolve(host).await.unwrap_or_default();
-                if found.iter().any(|ip: &IpAddr| ip.to_canonical() == origin.ip().to_canonical()) {
+                let is_here = |ip: &IpAddr| ip.to_canonical() == origin.ip().to_canonical();
+                if found.iter().any(is_here) || self.answered.has(&bare_name(host), origin.ip()) {
                     return Some((Arc::clone(upstream), address.as_str().into()));
                 }
             }
@@ -169,7 +173,7 @@ impl House {
         None
     }
 
-    fn refused(&self, session: &Session, what: String, process: ProcessFacts) {
+    pub(super) fn refused(&self, session: &Session, what: String, process: ProcessFacts) {
         let event = Event {
             timestamp: String::new(),
             tenant: session.tenant.clone(),
@@ -186,13 +190,22 @@ impl House {
     }
 }
 
+/// A name as it is asked for.
+fn bare_name(host: &str) -> String {
+    host.strip_suffix('.').unwrap_or(host).to_ascii_lowercase()
+}
+
 /// Serves one connection to its end. Never fails outward: whatever happens is recorded and the connection closed.
 pub async fn serve(house: Arc<House>, arrival: Arrival) {
     let Arrival { io, origin, session, process } = arrival;
     if session.is_over() {
         return house.refused(&session, format!("{origin}: the session is over"), process);
     }
-    let Some((spec, address)) = house.find_upstream(&session.workload, origin).await else {
+    let found = house.find_upstream(&session.workload, origin).await;
+    if found.is_none() && origin.port() == names::PORT {
+        return names::serve(&house, &session, &process, io).await;
+    }
+    let Some((spec, address)) = found else {
         return house.refused(&session, format!("{origin}: no upstream of the policy has this address"), process);
     };
     let Some((upstream, judge)) = house.judge(&session.workload, &spec.name) else {
@@ -230,8 +243,45 @@ pub async fn serve(house: Arc<House>, arrival: Arrival) {
     drop(entry);
 }
 
+/// Judges and records the opening of a connection; a hold is waited for like any other. `database` is what the login asked
+/// for, for the record.
+///
+/// # Errors
+/// It may not be opened.
+pub async fn may_connect(cx: &Arc<ConnectionCx>, database: Option<Arc<str>>) -> Result<(), Refusal> {
+    let decision = cx.decide(&connect(cx));
+    let reason = match &decision {
+        Decision::Allow(_) => None,
+        Decision::Hold(spec) => Some(&spec.reason.text),
+        Decision::Suggest(reason) | Decision::Deny(reason) => Some(&reason.text),
+    };
+    let note = DecisionNote {
+        effect: decision.effect().as_str().into(),
+        rule: Arc::clone(decision.rule()),
+        reviewers: Vec::new(),
+        reason: reason.cloned(),
+    };
+    cx.record(EventBody::Connect {
+        address: Arc::clone(&cx.address),
+        protocol: Some(cx.upstream.protocol.as_str().into()),
+        database,
+        process: cx.subject.process.clone(),
+        decision: note,
+    })?;
+    match decision {
+        Decision::Allow(_) => Ok(()),
+        Decision::Hold(_) => gate(cx).authorize(connect_command(cx)).await.map(drop),
+        Decision::Suggest(reason) | Decision::Deny(reason) => Err(Refusal {
+            message: format!("refused by rule \"{}\": {}", reason.rule, reason.text),
+            rule: reason.rule,
+            hint: None,
+            seq: 0,
+        }),
+    }
+}
+
 /// The command of opening a connection, for the gate: holds and grants apply to it as to any other.
-pub fn connect_command(cx: &ConnectionCx) -> Command {
+fn connect_command(cx: &ConnectionCx) -> Command {
     let text: Arc<str> = format!("connect {} ({})", cx.upstream.name, cx.address).into();
     Command {
         action: connect(cx),

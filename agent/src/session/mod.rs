@@ -9,12 +9,14 @@ mod cx;
 mod gate;
 mod house;
 mod live;
+mod names;
 mod network;
 mod permit;
 
 pub use cx::{ConnectionCx, Judge};
 pub use gate::{Begun, Gate};
-pub use house::{Arrival, Ended, House, Protocol, SessionError, connect_command, gate, serve};
+pub use house::{Arrival, Ended, House, Protocol, SessionError, gate, may_connect, serve};
 pub use live::{ConnectionView, Entry, LiveTable};
-pub use network::{BoxIo, Io, NetError, Network, Secured, Source};
+pub use names::Answered;
+pub use network::{Accepted, BoxIo, Io, NetError, Network, Secured, Source};
 pub use permit::{Command, DataRight, HoldNotice, Inert, Lasting, Permit, Refusal, Standing, Upstream};

@@ -29,6 +29,20 @@ impl fmt::Debug for Secured {
     }
 }
 
+/// A client's stream after its TLS handshake.
+pub struct Accepted {
+    /// The stream in the clear.
+    pub io: BoxIo,
+    /// The name that the client asked for (SNI, RFC 6066 section 3).
+    pub server_name: Option<String>,
+}
+
+impl fmt::Debug for Accepted {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Accepted").field("server_name", &self.server_name).finish_non_exhaustive()
+    }
+}
+
 /// Dialing, naming and encrypting.
 pub trait Network: Send + Sync {
     /// Addresses of a host, or the literal itself. Answers are cached for a short while.
@@ -41,7 +55,7 @@ pub trait Network: Send + Sync {
     fn secure<'a>(&'a self, io: BoxIo, host: &'a str, tls: &'a TlsSpec) -> BoxFuture<'a, Result<Secured, NetError>>;
 
     /// TLS as a server, with a leaf of the runtime CA that is valid for these DNS names and addresses.
-    fn accept_tls<'a>(&'a self, io: BoxIo, names: &'a [String]) -> BoxFuture<'a, Result<BoxIo, NetError>>;
+    fn accept_tls<'a>(&'a self, io: BoxIo, names: &'a [String]) -> BoxFuture<'a, Result<Accepted, NetError>>;
 }
 
 /// The network failed. What is displayed may be shown to an agent; the source may not.

@@ -21,6 +21,12 @@ impl Permit {
         self.seq
     }
 
+    /// Gives the permit up, for a protocol whose library writes the bytes: whether these are the ones that were judged.
+    #[must_use = "only what was judged may be sent"]
+    pub fn covers(self, bytes: &[u8]) -> bool {
+        self.bytes == bytes
+    }
+
     /// The right to send the data that this command reads from the client (COPY FROM STDIN).
     pub fn data_right(&self) -> DataRight {
         DataRight { seq: self.seq }

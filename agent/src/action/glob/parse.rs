@@ -2,8 +2,15 @@
 
 use super::{GlobError, Token};
 
+/// Whether the last segment must say something.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Last {
+    Filled,
+    MayBeEmpty,
+}
+
 /// Compiles a pattern over plain segments.
-pub(super) fn segments(pattern: &str, separator: char) -> Result<Vec<Token>, GlobError> {
+pub(super) fn segments(pattern: &str, separator: char, last: Last) -> Result<Vec<Token>, GlobError> {
     let mut tokens = Vec::new();
     let mut chars = pattern.char_indices().peekable();
     let mut empty = true;
@@ -22,7 +29,8 @@ pub(super) fn segments(pattern: &str, separator: char) -> Result<Vec<Token>, Glo
             c => Token::Char(c),
         });
     }
-    if empty { Err(GlobError::EmptySegment { at: pattern.len() }) } else { Ok(tokens) }
+    let missing = empty && (last == Last::Filled || tokens.is_empty());
+    if missing { Err(GlobError::EmptySegment { at: pattern.len() }) } else { Ok(tokens) }
 }
 
 /// Compiles a pattern over dotted names.

@@ -10,8 +10,9 @@ use serde::Serialize;
 
 use super::{CliError, Exit, Place, args::Form, args::PolicyAction, json_line, must_exist, print};
 use crate::{
-    action::{Action, ProcessFacts, Resource, Subject},
+    action::{Action, ProcessFacts, ProtocolId, Resource, Subject},
     policy::{self, Effect, Policy, PolicyErrors, PolicySet, cases::Cases},
+    protocol::http,
     sql::{self, Names},
 };
 
@@ -173,15 +174,18 @@ fn explain(set: &PolicySet, question: &Question, form: Form) -> Result<Exit, Cli
         ends_at: None,
         process: ProcessFacts::default(),
     };
-    let explanation = policy.explain(&who, &to, &classify(&question.command));
+    let explanation = policy.explain(&who, &to, &classify(to.protocol, &question.command));
     if form.json {
         json_line(&explanation)?;
     } else {
         write!(io::stdout(), "{}", print::lines(&explanation.to_string()))?;
-        writeln!(
-            io::stdout(),
-            "\n(unqualified names are taken as of search_path `public`, and as built-in functions)"
-        )?;
+        let note = match to.protocol {
+            ProtocolId::Postgres => {
+                "\n(unqualified names are taken as of search_path `public`, and as built-in functions)"
+            }
+            _ => "",
+        };
+        writeln!(io::stdout(), "{note}")?;
     }
     Ok(match explanation.effect {
         Effect::Deny | Effect::Suggest => Exit::Denied,
@@ -256,8 +260,11 @@ fn by_name<'a>(set: &'a PolicySet, name: &str) -> Result<&'a Arc<Policy>, CliErr
     })
 }
 
-fn classify(command: &str) -> Action {
-    sql::classify(command, &Offline).action
+fn classify(protocol: ProtocolId, command: &str) -> Action {
+    match protocol {
+        ProtocolId::Postgres => sql::classify(command, &Offline).action,
+        ProtocolId::Http => http::classify(command),
+    }
 }
 
 /// Name resolution without a server: `search_path` is `public`, the catalogue is as shipped.

@@ -3,8 +3,8 @@
 use std::{collections::HashMap, sync::Arc};
 
 use super::{
-    At, Checker, Effect, File, Glob, HoldScope, Origin, PolicyError, Required, Reviewer, RuleSpec, Upstreams, Verb,
-    When, file,
+    At, Checker, Effect, File, Glob, HoldScope, Origin, PolicyError, ProtocolId, Required, Reviewer, RuleSpec,
+    Upstreams, Verb, When, file,
 };
 
 impl Checker<'_> {
@@ -48,8 +48,10 @@ impl Checker<'_> {
         self.tier(rule, upstreams.as_deref());
         let verbs =
             self.filled(&rule.verbs, "verbs").map(|verbs| verbs.iter().map(|verb| verb.value).collect::<Vec<_>>());
-        let targets = self.filled(&rule.targets, "targets").map(|list| self.targets(list, verbs.as_deref()));
-        let except = self.filled(&rule.except, "except").map(|list| self.targets(list, verbs.as_deref()));
+        let spoken = self.spoken(upstreams.as_deref(), protocol);
+        let when = rule.when.as_ref().and_then(|text| self.when(text, &spoken));
+        let targets = self.filled(&rule.targets, "targets").map(|list| self.targets(list, verbs.as_deref(), &spoken));
+        let except = self.filled(&rule.except, "except").map(|list| self.targets(list, verbs.as_deref(), &spoken));
         let reviewers: Arc<[Reviewer]> =
             self.filled(&rule.reviewers, "reviewers").unwrap_or_default().iter().map(|r| r.value.clone()).collect();
         RuleSpec {
@@ -60,7 +62,7 @@ impl Checker<'_> {
             verbs,
             targets,
             except: except.unwrap_or_default(),
-            when: rule.when.as_ref().and_then(|when| self.when(when)),
+            when,
             effect: rule.effect,
             reason: rule.reason.as_ref().map(|reason| reason.value.as_str().into()),
             reviewers,
@@ -124,8 +126,57 @@ impl Checker<'_> {
         }
     }
 
+    /// The protocols of the upstreams that a rule is about.
+    fn spoken(&self, upstreams: Option<&[Arc<str>]>, protocol: Option<ProtocolId>) -> Vec<ProtocolId> {
+        let about = |name: &str| upstreams.is_none_or(|names| names.iter().any(|other| **other == *name));
+        let covered = self.upstreams.iter().filter(|upstream| about(&upstream.name));
+        let mut spoken: Vec<ProtocolId> = covered.map(|upstream| upstream.protocol).collect();
+        spoken.retain(|spoken| protocol.is_none_or(|wanted| wanted == *spoken));
+        spoken.dedup();
+        spoken
+    }
+
     /// Patterns over targets. One that could never match is an error: in an `except` it would open a hole.
-    fn targets(&mut self, patterns: &[At<String>], verbs: Option<&[Verb]>) -> Vec<Glob> {
+    fn targets(&mut self, patterns: &[At<String>], verbs: Option<&[Verb]>, spoken: &[ProtocolId]) -> Vec<Glob> {
+        match spoken {
+            [] | [ProtocolId::Postgres] => self.names(patterns, verbs),
+            [ProtocolId::Http] => patterns.iter().filter_map(|pattern| self.route(pattern)).collect(),
+            _ => {
+                let span = patterns.first().map_or(0..0, |first| first.span.clone());
+                let help = "name an `upstream` or a `protocol`: targets are written in the protocol's way";
+                self.hinted(&span, "this rule is about upstreams of several protocols", help);
+                Vec::new()
+            }
+        }
+    }
+
+    /// A pattern over `METHOD /path`.
+    fn route(&mut self, pattern: &At<String>) -> Option<Glob> {
+        let At { span, value: text } = pattern;
+        if text == "**" {
+            return self.globbed(pattern, Glob::route(text), "target pattern");
+        }
+        let Some((method, path)) = text.split_once(' ').filter(|(_, path)| path.starts_with(['/', '*'])) else {
+            let help =
+                if text.starts_with('/') { format!("write `* {text}`") } else { "such as `GET /orders/*`".into() };
+            self.hinted(span, "a target is `METHOD /path`", help);
+            return None;
+        };
+        if method.bytes().any(|b| b.is_ascii_lowercase()) {
+            let help = format!("write `{} {path}`", method.to_ascii_uppercase());
+            self.hinted(span, "methods are written in capitals", help);
+            return None;
+        }
+        if path.contains(['?', '#', '\\', ' ', ';']) || !path.is_ascii() {
+            let help = "a path is judged without its query; other characters are percent-encoded, as in `/a%20b`";
+            self.hinted(span, "no path that is judged has such characters", help);
+            return None;
+        }
+        self.globbed(pattern, Glob::route(text), "target pattern")
+    }
+
+    /// Patterns over names of SQL.
+    fn names(&mut self, patterns: &[At<String>], verbs: Option<&[Verb]>) -> Vec<Glob> {
         let named = |verb: &Verb| matches!(verb, Verb::Connect | Verb::Session);
         let relations = verbs.is_none_or(|verbs| !verbs.iter().any(named));
         let mut globs = Vec::new();
@@ -147,9 +198,17 @@ impl Checker<'_> {
         globs
     }
 
-    fn when(&mut self, when: &At<String>) -> Option<Arc<When>> {
+    fn when(&mut self, when: &At<String>, spoken: &[ProtocolId]) -> Option<Arc<When>> {
         match When::new(&when.value) {
-            Ok(compiled) => Some(Arc::new(compiled)),
+            Ok(compiled) => {
+                // Facts that are not there would leave it unanswered, and what refuses then refuses all.
+                let stray = spoken.iter().find(|spoken| compiled.about.iter().any(|about| about != *spoken));
+                if let Some(stray) = stray {
+                    let text = format!("this asks for facts that commands of `{stray}` do not have");
+                    self.hinted(&when.span, text, "name an `upstream` or a `protocol` that has them");
+                }
+                Some(Arc::new(compiled))
+            }
             Err(error) => {
                 let span = self.source.inside(when.span.clone(), &when.value, error.at);
                 let found = PolicyError::at(self.source, span, format!("bad `when`: {}", error.message));

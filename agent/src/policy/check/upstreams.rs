@@ -3,13 +3,14 @@
 use std::{
     collections::HashMap,
     net::{Ipv4Addr, Ipv6Addr},
+    ops::Range,
     path::{Component, PathBuf},
     sync::Arc,
 };
 
 use super::{
-    At, Checker, CredentialKind, CredentialRef, CredentialSource, DEFAULT_EXEC_TIMEOUT, ProtocolId, TlsMode, TlsSpec,
-    UpstreamSpec, file,
+    At, Checker, CredentialKind, CredentialRef, CredentialSource, DEFAULT_EXEC_TIMEOUT, Inject, ProtocolId, TlsMode,
+    TlsSpec, UpstreamSpec, file,
 };
 
 impl Checker<'_> {
@@ -43,6 +44,9 @@ impl Checker<'_> {
         for database in databases {
             self.sentence(database, "the database's name");
         }
+        if let Some(databases) = upstream.databases.as_ref().filter(|_| protocol == ProtocolId::Http) {
+            self.hinted(&databases.span, "HTTP has no databases", "say it with rules over targets");
+        }
         UpstreamSpec {
             name: upstream.name.value.as_str().into(),
             protocol,
@@ -51,7 +55,7 @@ impl Checker<'_> {
             tier: upstream.tier.as_ref().map(|tier| tier.value),
             tls: self.tls(upstream.tls.as_ref()),
             client_tls: upstream.client_tls,
-            credential: self.credential(&upstream.name.value, upstream.credential.as_ref()),
+            credential: self.credential(&upstream.name.value, protocol, upstream.credential.as_ref()),
         }
     }
 
@@ -95,9 +99,16 @@ impl Checker<'_> {
         TlsSpec { mode, ca: tls.ca.as_ref().map(|ca| ca.value.clone()), client }
     }
 
-    fn credential(&mut self, upstream: &str, credential: Option<&At<file::Credential>>) -> CredentialRef {
-        let none = CredentialRef { upstream: upstream.into(), user: None, source: CredentialSource::None };
+    fn credential(
+        &mut self,
+        upstream: &str,
+        protocol: ProtocolId,
+        credential: Option<&At<file::Credential>>,
+    ) -> CredentialRef {
+        let (source, inject) = (CredentialSource::None, Inject::default());
+        let none = CredentialRef { upstream: upstream.into(), user: None, source, inject };
         let Some(At { span, value: credential }) = credential else { return none };
+        self.inject(protocol, span, credential);
         if let Some(user) = &credential.user {
             self.sentence(user, "the user");
         }
@@ -135,7 +146,25 @@ impl Checker<'_> {
                 }
             }
         };
-        CredentialRef { user: credential.user.as_ref().map(|user| user.value.clone()), source, ..none }
+        let inject = credential.inject.as_ref().map(|inject| inject.value.clone()).unwrap_or_default();
+        CredentialRef { user: credential.user.as_ref().map(|user| user.value.clone()), source, inject, ..none }
+    }
+
+    /// Where an HTTP request carries the secret.
+    fn inject(&mut self, protocol: ProtocolId, span: &Range<usize>, credential: &file::Credential) {
+        if let Some(inject) = credential.inject.as_ref().filter(|_| protocol != ProtocolId::Http) {
+            self.hinted(&inject.span, format!("`inject` means nothing with `{protocol}`"), "it is for `http`");
+        }
+        let basic = credential.inject.as_ref().is_some_and(|inject| inject.value == Inject::Basic);
+        match &credential.user {
+            // A program may tell it.
+            None if basic && credential.source != CredentialKind::Exec => self.error(span, "`basic` needs a `user`"),
+            Some(user) if basic && user.value.contains(':') => self.error(&user.span, "a user of `basic` has no `:`"),
+            Some(user) if protocol == ProtocolId::Http && !basic => {
+                self.error(&user.span, "an HTTP request carries a user only with `inject = \"basic\"`")
+            }
+            _ => return,
+        };
     }
 
     fn argv(&mut self, argv: &At<Vec<String>>) {

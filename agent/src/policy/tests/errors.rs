@@ -141,7 +141,7 @@ fn each_kind_of_mistake_is_refused() {
         (rule("effect = \"allow\"\nupstream = []"), "`upstream` is an empty list"),
         (rule("effect = \"allow\"\nexcept = [\"payroll\"]"), "a target is `schema.name`, and this has one segment"),
         (rule("effect = \"allow\"\nexcept = [\"a.b.c\"]"), "a target is `schema.name`, and this has more segments"),
-        (rule("effect = \"allow\"\nprotocol = \"http\""), "protocol `http` is not supported"),
+        (rule("effect = \"allow\"\nprotocol = \"mysql\""), "protocol `mysql` is not supported"),
         (rule("effect = \"allow\"\nrequired = \"two\""), "`required` needs `effect = \"hold\"`"),
         (rule("effect = \"notify\"\ndry_run = true"), "`dry_run` needs `effect = \"hold\"`"),
         (rule("effect = \"hold\"\ndry_run = \"yes\""), "invalid type"),
@@ -181,7 +181,7 @@ fn each_kind_of_mistake_is_refused() {
         ("credential = { source = \"vault\" }".into(), "unknown value `vault`"),
         ("credential = { source = \"none\", password = \"x\" }".into(), "unknown key `password`"),
         ("client_tls = \"maybe\"".into(), "unknown value `maybe`"),
-        ("[[mask]]\nwith = \"null\"".into(), "a mask needs `columns` or `detect`"),
+        ("[[mask]]\nwith = \"null\"".into(), "a mask needs `columns`, `json` or `detect`"),
         ("[[mask]]\ncolumns = [\"a.b.c.d\"]\nwith = \"null\"".into(), "a column is `schema.table.column`"),
         ("[[mask]]\ncolumns = [\"fn:a.b\"]\nwith = \"null\"".into(), "a column has no kind before it"),
         ("[[mask]]\ndetect = [\"cc\"]\nwith = \"null\"".into(), "unknown value `cc`"),
@@ -189,6 +189,10 @@ fn each_kind_of_mistake_is_refused() {
             "[[mask]]\ndetect = [\"iban\"]\nwith = \"null\"\n[[mask]]\nupstream = \"db\"\ndetect = [\"iban\"]\nwith = \"hash\"".into(),
             "this is masked in two different ways",
         ),
+        ("[[mask]]\njson = [\"a\"]\nwith = \"null\"".into(), "`json` is for upstreams of the protocol `http`"),
+        ("credential = { source = \"none\", inject = \"bearer\" }".into(), "`inject` means nothing with `postgres`"),
+        ("credential = { source = \"none\", inject = \"body\" }".into(), "`bearer`, `basic`, `header:NAME`"),
+        (rule("effect = \"allow\"\nwhen = \"http.methd == 'GET'\""), "unknown fact of `http`: `methd`"),
         ("[workload]".into(), "duplicate key"),
         ("[[rule".into(), "unclosed"),
         ("[extra]\na = 1".into(), "unknown key `extra`"),
@@ -404,5 +408,47 @@ fn files_of_the_host_are_shared_unless_the_policy_says_so() {
         let lines: Vec<String> = of(&with(bad)).lines().collect();
         assert_eq!(lines.len(), 1, "{bad}: {lines:?}");
         assert!(lines[0].contains(says) && lines[0].contains(help), "{bad}: {lines:?}");
+    }
+}
+
+#[test]
+fn each_kind_of_mistake_about_http_is_refused() {
+    let api = "[[upstream]]\nname = \"api\"\nprotocol = \"http\"\naddress = \"api:443\"\n";
+    let rule = |rest: &str| format!("{api}[[rule]]\nname = \"r\"\neffect = \"allow\"\n{rest}\n");
+    for (rest, message) in [
+        (rule("upstream = \"api\"\ntargets = [\"/orders\"]"), "a target is `METHOD /path`"),
+        (rule("upstream = \"api\"\ntargets = [\"GET\"]"), "a target is `METHOD /path`"),
+        (rule("upstream = \"api\"\ntargets = [\"get /orders\"]"), "methods are written in capitals"),
+        (rule("upstream = \"api\"\ntargets = [\"GET /orders?x=1\"]"), "no path that is judged has such characters"),
+        (rule("upstream = \"api\"\nexcept = [\"GET //a\"]"), "bad target pattern: a segment of the pattern is empty"),
+        (rule("when = \"sql.has_where\""), "this asks for facts that commands of `http` do not have"),
+        (rule("upstream = \"db\"\nwhen = \"http.path == '/'\""), "this asks for facts that commands of `postgres`"),
+        (rule("targets = [\"GET /orders\"]"), "this rule is about upstreams of several protocols"),
+        (format!("{api}databases = [\"x\"]"), "HTTP has no databases"),
+        (
+            format!("{api}credential = {{ source = \"file\", path = \"x\", inject = \"basic\" }}"),
+            "`basic` needs a `user`",
+        ),
+        (
+            format!("{api}credential = {{ source = \"file\", path = \"x\", user = \"u\" }}"),
+            "an HTTP request carries a user only",
+        ),
+        (
+            format!("{api}[[mask]]\nupstream = \"api\"\ncolumns = [\"a\"]\nwith = \"null\""),
+            "`columns` is for upstreams",
+        ),
+        (format!("{api}[[mask]]\njson = [\"/a\"]\nwith = \"null\""), "bad pattern of a JSON path"),
+    ] {
+        let found = lines(&rest);
+        assert_eq!(found.len(), 1, "{rest}: {found:#?}");
+        assert!(found[0].contains(message), "{rest}: {found:#?}");
+    }
+    for fine in [
+        rule("upstream = \"api\"\ntargets = [\"GET /\", \"* /orders/\", \"POST /a/**\", \"**\", \"GET **\"]"),
+        rule("protocol = \"http\"\ntargets = [\"GET /*\"]"),
+        format!("{api}credential = {{ source = \"file\", path = \"x\", inject = \"header:X-Key\" }}"),
+        format!("{api}[[mask]]\njson = [\"**/email\"]\ncolumns = [\"a.b.email\"]\nwith = \"null\""),
+    ] {
+        load(&format!("{HEAD}{fine}"));
     }
 }

@@ -54,7 +54,8 @@ fn expressions_hold_or_do_not() {
         text: "update orders set a = 1".into(),
         ..SqlFacts::default()
     };
-    let facts = CelFacts::of("bot", Some("close tickets"), "db", None, Some(&sql));
+    let mut facts = CelFacts::of("bot", Some("close tickets"), "db", None);
+    facts.add_sql(&sql);
     for (text, want) in [
         ("sql.verb in ['update', 'delete'] && !sql.has_where", Verdict::True),
         ("sql.has_limit", Verdict::False),
@@ -80,14 +81,15 @@ fn expressions_hold_or_do_not() {
         (Params::Unknown, [Verdict::Unanswered; 2]),
     ] {
         let sql = SqlFacts { params, ..sql.clone() };
-        let facts = CelFacts::of("bot", None, "db", None, Some(&sql));
+        let mut facts = CelFacts::of("bot", None, "db", None);
+        facts.add_sql(&sql);
         let holds =
             ["sql.params[0] == '7'", "sql.params[1] == null"].map(|text| When::new(text).expect(text).holds(&facts));
         assert_eq!(holds, want, "{:?}", sql.params);
     }
     assert!(When::new("sql.params[0] == '7'").expect("it is right").asks_params);
     assert!(!When::new("sql.text == 'params'").expect("it is right").asks_params);
-    let none = CelFacts::of("bot", None, "db", Some("shop"), None);
+    let none = CelFacts::of("bot", None, "db", Some("shop"));
     for (text, want) in [
         ("sql.has_where", Verdict::Unanswered),
         ("!sql.has_where", Verdict::Unanswered),
@@ -97,4 +99,39 @@ fn expressions_hold_or_do_not() {
     ] {
         assert_eq!(When::new(text).unwrap_or_else(|e| panic!("{text}: {e:?}")).holds(&none), want, "{text}");
     }
+}
+
+#[test]
+fn requests_have_facts() {
+    let http = HttpFacts {
+        method: "POST".into(),
+        host: "api".into(),
+        path: "/pay".into(),
+        query: [("a".to_owned(), Some("1".to_owned())), ("twice".to_owned(), None)].into(),
+        headers: [("x-from".to_owned(), "here".to_owned())].into(),
+        body: Body::Json(serde_json::json!({"amount": 100, "price": 1.5, "items": [{"id": "x"}], "none": null})),
+    };
+    let mut facts = CelFacts::of("bot", None, "api", None);
+    facts.add_http(&http);
+    for (text, verdict) in [
+        ("http.method == 'POST' && http.path == '/pay'", Verdict::True),
+        ("http.body_json.amount > 100", Verdict::False),
+        ("http.body_json.amount == 100", Verdict::True),
+        ("http.body_json.price > 1.0", Verdict::True),
+        ("http.body_json.items[0].id == 'x'", Verdict::True),
+        ("http.body_json.items.exists(i, i.id == 'y')", Verdict::False),
+        ("http.body_json.none == null", Verdict::True),
+        ("has(http.body_json.amount)", Verdict::True),
+        ("has(http.body_json.other)", Verdict::False),
+        ("http.body_json.other > 1", Verdict::Unanswered),
+        ("http.query.a == '1'", Verdict::True),
+        ("http.query.twice == '1'", Verdict::Unanswered),
+        ("http.headers['x-from'] == 'here'", Verdict::True),
+        ("http.headers['x-other'] == 'here'", Verdict::Unanswered),
+        ("sql.verb == 'select'", Verdict::Unanswered),
+    ] {
+        assert_eq!(When::new(text).expect("it is right").holds(&facts), verdict, "{text}");
+    }
+    assert!(When::new("http.body_json.a == 1").expect("it is right").asks_body);
+    assert!(!When::new("http.path == '/body_json'").expect("it is right").asks_body);
 }

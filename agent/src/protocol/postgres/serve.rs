@@ -21,10 +21,8 @@ use super::{
     startup::{First, Login},
 };
 use crate::{
-    action::{Action, Target, Verb},
-    policy::{ClientTls, Decision},
-    record::{DecisionNote, EventBody},
-    session::{BoxIo, ConnectionCx, Ended, SessionError, connect_command, gate},
+    policy::ClientTls,
+    session::{self, BoxIo, ConnectionCx, Ended, SessionError, gate},
     wire::pump::Side,
 };
 
@@ -285,11 +283,11 @@ async fn negotiate(slot: &mut Option<Side<BoxIo>>, cx: &ConnectionCx) -> Result<
                 side.flush().await?;
                 let Some(side) = slot.take() else { return Ok(Wants::Nothing) };
                 let names = leaf_names(cx);
-                let io = cx.house.network.accept_tls(side.into_io(), &names).await.map_err(|error| Refused {
+                let accepted = cx.house.network.accept_tls(side.into_io(), &names).await.map_err(|error| Refused {
                     message: Message::fatal(deny::PROTOCOL, "portcullis: the TLS handshake failed"),
                     error: SessionError::Client(format!("TLS: {error}")),
                 })?;
-                *slot = Some(Side::new(io, BytesMut::new()));
+                *slot = Some(Side::new(accepted.io, BytesMut::new()));
                 encrypted = true;
             }
             First::GssEnc if gss_refused || encrypted => {
@@ -344,43 +342,13 @@ fn leaf_names(cx: &ConnectionCx) -> Vec<String> {
     names
 }
 
-/// Judges and records the connect. A hold here is waited for like any other.
+/// Judges and records the connect.
 async fn may_connect(cx: &Arc<ConnectionCx>, login: &Login) -> Result<(), Refused> {
-    let action = Action::single(cx.upstream.protocol, Verb::Connect, Target::new(Arc::clone(&cx.address)));
-    let decision = cx.decide(&action);
-    let reason = match &decision {
-        Decision::Allow(_) => None,
-        Decision::Hold(spec) => Some(&spec.reason.text),
-        Decision::Suggest(reason) | Decision::Deny(reason) => Some(&reason.text),
-    };
-    let note = DecisionNote {
-        effect: decision.effect().as_str().into(),
-        rule: Arc::clone(decision.rule()),
-        reviewers: Vec::new(),
-        reason: reason.cloned(),
-    };
-    let refused = |message: String, rule: &str| Refused {
-        message: Message::fatal(deny::LOGIN, format!("portcullis: {message}")),
-        error: SessionError::Ended(format!("refused by rule {rule}")),
-    };
-    cx.record(EventBody::Connect {
-        address: Arc::clone(&cx.address),
-        protocol: Some(cx.upstream.protocol.as_str().into()),
-        database: Some(format!("{}@{}", login.user, login.database).into()),
-        process: cx.subject.process.clone(),
-        decision: note,
+    let database = format!("{}@{}", login.user, login.database).into();
+    session::may_connect(cx, Some(database)).await.map_err(|refusal| Refused {
+        message: Message::fatal(deny::LOGIN, format!("portcullis: {}", refusal.message)),
+        error: SessionError::Ended(format!("refused by rule {}", refusal.rule)),
     })
-    .map_err(|refusal| refused(refusal.message, &refusal.rule))?;
-    match decision {
-        Decision::Allow(_) => Ok(()),
-        Decision::Hold(_) => match gate(cx).authorize(connect_command(cx)).await {
-            Ok(_permit) => Ok(()),
-            Err(refusal) => Err(refused(refusal.message, &refusal.rule)),
-        },
-        Decision::Suggest(reason) | Decision::Deny(reason) => {
-            Err(refused(format!("refused by rule \"{}\": {}", reason.rule, reason.text), &reason.rule))
-        }
-    }
 }
 
 /// Resolves when the client goes away while it should wait. A client that talks before its login is answered is at fault.

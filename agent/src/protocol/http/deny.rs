@@ -1,0 +1,80 @@
+//! Answers of our own: problem details (RFC 9457), so that a client's author reads what happened and why.
+
+use bytes::Bytes;
+use http::{HeaderValue, Response, StatusCode, header};
+use http_body_util::{BodyExt, Full, combinators::UnsyncBoxBody};
+use serde::Serialize;
+
+use super::body::BodyError;
+use crate::session::Refusal;
+
+/// Any body of a response.
+pub type AnyBody = UnsyncBoxBody<Bytes, BodyError>;
+
+/// What went wrong, for the client.
+#[derive(Debug, Serialize)]
+pub struct Problem {
+    /// HTTP status.
+    #[serde(serialize_with = "number")]
+    pub status: StatusCode,
+    /// In a few words.
+    pub title: &'static str,
+    /// One sentence.
+    pub detail: String,
+    /// The rule that decided.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rule: Option<String>,
+    /// Id of the hold that it waited in.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub hold: Option<String>,
+    /// What can be done.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub hint: Option<String>,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde asks for a reference")]
+fn number<S: serde::Serializer>(status: &StatusCode, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_u16(status.as_u16())
+}
+
+impl Problem {
+    /// Without a rule.
+    pub fn new(status: StatusCode, title: &'static str, detail: impl Into<String>) -> Self {
+        Self { status, title, detail: detail.into(), rule: None, hold: None, hint: None }
+    }
+
+    /// A request that cannot be read, or not by everybody in the same way.
+    pub fn bad_request(detail: impl Into<String>) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, "Bad request", detail)
+    }
+
+    /// The upstream did not do its part.
+    pub fn upstream(detail: impl Into<String>) -> Self {
+        Self::new(StatusCode::BAD_GATEWAY, "Bad gateway", detail)
+    }
+
+    /// What the gate said.
+    pub fn refused(refusal: &Refusal, hold: Option<&str>) -> Self {
+        Self {
+            rule: Some(refusal.rule.to_string()),
+            hold: hold.map(str::to_owned),
+            hint: refusal.hint.clone(),
+            ..Self::new(StatusCode::FORBIDDEN, "Refused by policy", refusal.message.as_str())
+        }
+    }
+
+    /// As an answer. A request that could not be read to its end takes its connection with it.
+    pub fn response(&self) -> Response<AnyBody> {
+        let text = serde_json::to_vec(self).unwrap_or_default();
+        let body = Full::new(Bytes::from(text)).map_err(|never| match never {}).boxed_unsync();
+        let mut response = Response::new(body);
+        *response.status_mut() = self.status;
+        let headers = response.headers_mut();
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
+        headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+        if self.status == StatusCode::BAD_REQUEST {
+            headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
+        }
+        response
+    }
+}

@@ -1,0 +1,145 @@
+//! The client's stream behind the [`Guard`]: whoever reads it sees only requests that have one reading.
+//!
+//! What is wrong with a head cannot be answered from here, in its turn among the answers of a pipeline. So a request takes
+//! its place whose target nobody could have written: it has a random name. The server answers it with what went wrong, and
+//! the connection ends. What is wrong within a body is an error of the stream.
+
+use std::{
+    io,
+    pin::Pin,
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicU64, Ordering},
+    },
+    task::{Context, Poll, ready},
+};
+
+use bytes::{Buf, BytesMut};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+use super::guard::{Guard, Place, Violation};
+use crate::session::BoxIo;
+
+/// Bytes read at a time.
+const PIECE: usize = 16 << 10;
+
+/// What is wrong on a connection, and the target of the request that stands in its place.
+#[derive(Debug)]
+pub struct Wrong {
+    /// `/` and 32 hexadecimal digits.
+    pub target: String,
+    /// Told once.
+    pub violation: OnceLock<Violation>,
+}
+
+impl Wrong {
+    /// With a new random target.
+    pub fn new() -> io::Result<Arc<Self>> {
+        let mut random = [0; 16];
+        aws_lc_rs::rand::fill(&mut random).map_err(|_| io::Error::other("no random numbers"))?;
+        let target = format!("/{}", data_encoding::HEXLOWER.encode(&random));
+        Ok(Arc::new(Self { target, violation: OnceLock::new() }))
+    }
+}
+
+/// How much a connection carried, in bytes.
+#[derive(Debug, Default)]
+pub struct Traffic {
+    /// From the client.
+    pub read: AtomicU64,
+    /// To the client.
+    pub written: AtomicU64,
+}
+
+/// A stream whose requests are checked as they are read.
+pub struct Guarded {
+    io: BoxIo,
+    guard: Guard,
+    input: BytesMut,
+    output: BytesMut,
+    wrong: Arc<Wrong>,
+    traffic: Arc<Traffic>,
+}
+
+impl Guarded {
+    /// `first` was read from `io` already.
+    pub fn new(io: BoxIo, first: BytesMut, wrong: Arc<Wrong>, traffic: Arc<Traffic>) -> Self {
+        traffic.read.fetch_add(first.len() as u64, Ordering::Relaxed);
+        let mut guarded = Self { io, guard: Guard::default(), input: first, output: BytesMut::new(), wrong, traffic };
+        guarded.check();
+        guarded
+    }
+
+    /// Moves what is fine. What is not is replaced, once.
+    fn check(&mut self) {
+        let Err(violation) = self.guard.feed(&mut self.input, &mut self.output) else { return };
+        // Within a body there is no place for another request.
+        if self.wrong.violation.set(violation).is_ok() && self.guard.broke() == Some(Place::Head) {
+            let request = format!("GET {} HTTP/1.1\r\nhost: wrong\r\nconnection: close\r\n\r\n", self.wrong.target);
+            self.output.extend_from_slice(request.as_bytes());
+        }
+    }
+}
+
+impl AsyncRead for Guarded {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let this = &mut *self;
+        loop {
+            if !this.output.is_empty() {
+                let len = this.output.len().min(buf.remaining());
+                buf.put_slice(&this.output[..len]);
+                this.output.advance(len);
+                return Poll::Ready(Ok(()));
+            }
+            match (this.guard.broke(), this.wrong.violation.get()) {
+                (Some(Place::Body), Some(violation)) => {
+                    return Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, *violation)));
+                }
+                // Requests before it are answered still, as long as the client is there; what it sends is not looked at.
+                (Some(_), _) => this.input.clear(),
+                (None, _) => {}
+            }
+            let mut piece = [0; PIECE];
+            let mut read = ReadBuf::new(&mut piece);
+            ready!(Pin::new(&mut this.io).poll_read(cx, &mut read))?;
+            if read.filled().is_empty() {
+                return Poll::Ready(Ok(()));
+            }
+            this.traffic.read.fetch_add(read.filled().len() as u64, Ordering::Relaxed);
+            if this.guard.broke().is_none() {
+                this.input.extend_from_slice(read.filled());
+                this.check();
+            }
+        }
+    }
+}
+
+impl AsyncWrite for Guarded {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        let written = ready!(Pin::new(&mut self.io).poll_write(cx, buf))?;
+        self.traffic.written.fetch_add(written as u64, Ordering::Relaxed);
+        Poll::Ready(Ok(written))
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_shutdown(cx)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let written = ready!(Pin::new(&mut self.io).poll_write_vectored(cx, bufs))?;
+        self.traffic.written.fetch_add(written as u64, Ordering::Relaxed);
+        Poll::Ready(Ok(written))
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.io.is_write_vectored()
+    }
+}

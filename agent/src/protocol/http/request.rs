@@ -1,0 +1,423 @@
+//! What a request would do: its verbs, targets and facts, and the head that is judged, shown and sent.
+
+use std::{
+    collections::{BTreeMap, HashSet},
+    fmt::Write as _,
+    sync::Arc,
+};
+
+use bytes::Bytes;
+use http::{HeaderMap, HeaderName, HeaderValue, Method, header};
+use serde::de::{self, Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
+use smallvec::SmallVec;
+
+use super::path::{self, PathError};
+use crate::{
+    action::{Action, Body, Clarity, Facts, HttpFacts, Part, ProtocolId, Target, Verb},
+    policy::{CredentialRef, CredentialSource, Inject},
+    session::{Command, Lasting, Standing},
+};
+
+/// Fields of one connection, not of a request (RFC 9110 section 7.6.1), and what would change how it is framed.
+const HOP_BY_HOP: &[&str] = &[
+    "connection",
+    "keep-alive",
+    "proxy-connection",
+    "te",
+    "trailer",
+    "transfer-encoding",
+    "upgrade",
+    "http2-settings",
+];
+/// Fields by which servers take a request for one of another method.
+const OVERRIDES: &[&str] = &["x-http-method-override", "x-http-method", "x-method-override"];
+/// Fields by which servers take a request for one of another path or host.
+const REROUTES: &[&str] =
+    &["x-original-url", "x-rewrite-url", "x-forwarded-host", "forwarded", "x-host", "x-forwarded-prefix"];
+/// Most parameters of a query that are facts.
+const PARAMETERS_MAX: usize = 256;
+
+/// Why a request cannot be judged. Shown to the client.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum RequestError {
+    /// The path has no one meaning.
+    #[error(transparent)]
+    Path(#[from] PathError),
+    /// It would leave HTTP.
+    #[error("an upgrade to another protocol (WebSocket, HTTP/2 in the clear) is not spoken here yet")]
+    Upgrade,
+    /// It is for another host than the connection.
+    #[error("the request names a host that this connection is not for")]
+    Host,
+    /// It would be read as one for another path or host.
+    #[error("the request has a field that sends it to another path or host: {0}")]
+    Reroutes(&'static str),
+}
+
+/// A request, as it is judged and sent.
+#[derive(Clone, Debug)]
+pub struct Request {
+    /// As sent by the client.
+    pub method: Method,
+    /// Path and query in the form in which they are sent.
+    pub target: String,
+    /// Fields that are sent, but for a credential.
+    pub headers: HeaderMap,
+    /// Name or address that it is for, in lower case, without a port.
+    pub host: String,
+    facts: HttpFacts,
+    parts: SmallVec<[Part; 2]>,
+}
+
+/// Name or address of a Host field or of an address, in lower case, without port, brackets and the dot at its end.
+pub fn bare_host(authority: &str) -> String {
+    let host = match authority.strip_prefix('[') {
+        Some(rest) => rest.split(']').next().unwrap_or_default(),
+        None => authority.rsplit_once(':').map_or(authority, |(host, _)| host),
+    };
+    host.strip_suffix('.').unwrap_or(host).to_ascii_lowercase()
+}
+
+impl Request {
+    /// Reads the head of a request that the guard let pass.
+    ///
+    /// # Errors
+    /// It cannot be judged.
+    pub fn read(head: &http::request::Parts, credential: &CredentialRef) -> Result<Self, RequestError> {
+        let fields = &head.headers;
+        let upgrades = fields.contains_key(header::UPGRADE) || fields.contains_key("http2-settings");
+        if upgrades {
+            return Err(RequestError::Upgrade);
+        }
+        if let Some(name) = REROUTES.iter().find(|name| fields.contains_key(**name)) {
+            return Err(RequestError::Reroutes(name));
+        }
+        let authority = fields.get(header::HOST).and_then(|host| host.to_str().ok()).unwrap_or_default();
+        let (path, query) = (head.uri.path(), head.uri.query());
+        let readings = if path == "*" { smallvec::smallvec!["*".to_owned()] } else { path::readings(path)? };
+        let query = query.map(|query| strip_parameter(query, credential));
+        let target = match query.as_deref() {
+            Some(query) if !query.is_empty() => format!("{}?{query}", readings[0]),
+            _ => readings[0].clone(),
+        };
+        let parameters = parameters(query.as_deref().unwrap_or_default());
+        let mut methods: SmallVec<[String; 2]> = smallvec::smallvec![head.method.as_str().to_owned()];
+        let named = OVERRIDES.iter().flat_map(|name| fields.get_all(*name)).filter_map(|value| value.to_str().ok());
+        let asked = parameters.get("_method").cloned().flatten();
+        for method in named.map(str::to_owned).chain(asked) {
+            let method = method.trim().to_ascii_uppercase();
+            if !method.is_empty() && !methods.contains(&method) {
+                methods.push(method);
+            }
+        }
+        let mut parts = SmallVec::new();
+        for method in &methods {
+            for reading in &readings {
+                let verb = if path == "*" { Verb::Read } else { verb(method) };
+                parts.push((verb, Target::new(format!("{method} {reading}"))));
+            }
+        }
+        let headers = forwarded(fields, credential);
+        let facts = HttpFacts {
+            method: head.method.as_str().to_owned(),
+            host: bare_host(authority),
+            path: readings[0].clone(),
+            query: parameters,
+            headers: shown(&headers),
+            body: Body::None,
+        };
+        Ok(Self { method: head.method.clone(), target, headers, host: facts.host.clone(), facts, parts })
+    }
+
+    /// Says what is known of its body.
+    pub fn set_body(&mut self, body: Body) {
+        self.facts.body = body;
+    }
+
+    /// What it would do.
+    pub fn action(&self) -> Action {
+        let facts = Facts::Http(Arc::new(self.facts.clone()));
+        Action { protocol: ProtocolId::Http, parts: self.parts.clone(), clarity: Clarity::Parsed, facts }
+    }
+
+    /// The head in the bytes in which it is judged: what is sent, less the credential.
+    pub fn head(&self) -> Bytes {
+        let mut out = format!("{} {} HTTP/1.1\r\n", self.method, self.target).into_bytes();
+        for (name, value) in &self.headers {
+            out.extend_from_slice(name.as_str().as_bytes());
+            out.extend_from_slice(b": ");
+            out.extend_from_slice(value.as_bytes());
+            out.extend_from_slice(b"\r\n");
+        }
+        out.extend_from_slice(b"\r\n");
+        out.into()
+    }
+
+    /// The command for the gate. `body` is all of the body where it was read before it is judged.
+    pub fn command(&self, body: Option<&Bytes>) -> Command {
+        let head = self.head();
+        let bytes = match body {
+            Some(body) if !body.is_empty() => [&head[..], &body[..]].concat().into(),
+            _ => head,
+        };
+        Command {
+            action: self.action(),
+            hash: *blake3::hash(&bytes).as_bytes(),
+            text: self.text(body).into(),
+            shape: self.shape().into(),
+            bytes,
+            standing: Standing::New,
+            lasting: Lasting::AtOnce,
+        }
+    }
+
+    /// For people: what is sent, without what a client's own credential says.
+    fn text(&self, body: Option<&Bytes>) -> String {
+        let mut out = format!("{} {}\n", self.method, self.target);
+        for (name, value) in &self.headers {
+            let hidden = matches!(*name, header::AUTHORIZATION | header::COOKIE | header::PROXY_AUTHORIZATION);
+            let value = if hidden { "[not recorded]".into() } else { String::from_utf8_lossy(value.as_bytes()) };
+            let _ = writeln!(out, "{name}: {value}");
+        }
+        if let Some(body) = body.filter(|body| !body.is_empty()) {
+            out.push('\n');
+            out.push_str(&String::from_utf8_lossy(body));
+        }
+        out
+    }
+
+    /// Without what differs from one request of a kind to the next: numbers and identifiers in the path, values of the query.
+    fn shape(&self) -> String {
+        let path: Vec<&str> = self.facts.path.split('/').map(|s| if is_identifier(s) { "?" } else { s }).collect();
+        let names: Vec<&str> = self.facts.query.keys().map(String::as_str).collect();
+        format!("{} {} {}?{}", self.method, self.host, path.join("/"), names.join("&"))
+    }
+}
+
+fn is_identifier(segment: &str) -> bool {
+    let digits = segment.bytes().filter(u8::is_ascii_digit).count();
+    let hex = segment.bytes().all(|b| b.is_ascii_hexdigit() || b == b'-');
+    digits > 0 && (digits == segment.len() || (hex && segment.len() >= 16))
+}
+
+/// What a method does, as far as RFC 9110 section 9 says. POST may do anything that a write may.
+fn verb(method: &str) -> Verb {
+    match method {
+        "GET" | "HEAD" | "OPTIONS" => Verb::Read,
+        "POST" | "PUT" | "PATCH" => Verb::Write,
+        "DELETE" => Verb::Delete,
+        _ => Verb::Unknown,
+    }
+}
+
+/// The fields to send: none of the connection, none where the credential goes, none that would let a response come in a
+/// form that cannot be looked into.
+fn forwarded(fields: &HeaderMap, credential: &CredentialRef) -> HeaderMap {
+    let listed: HashSet<String> = fields
+        .get_all(header::CONNECTION)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','))
+        .map(|name| name.trim().to_ascii_lowercase())
+        .collect();
+    let injects = credential.source != CredentialSource::None;
+    let mut out = HeaderMap::with_capacity(fields.len());
+    for (name, value) in fields {
+        let text = name.as_str();
+        // A client cannot have fields taken out that a rule was told of, nor the host.
+        let hop = HOP_BY_HOP.contains(&text) || (listed.contains(text) && !matches!(text, "host" | "content-length"));
+        let taken = match &credential.inject {
+            Inject::Bearer | Inject::Basic => injects && *name == header::AUTHORIZATION,
+            Inject::Header(other) => injects && (text == other || *name == header::AUTHORIZATION),
+            Inject::Query(_) | Inject::Cookie(_) => injects && *name == header::AUTHORIZATION,
+        };
+        let ours = matches!(*name, header::ACCEPT_ENCODING | header::RANGE | header::IF_RANGE | header::EXPECT)
+            || *name == header::PROXY_AUTHORIZATION
+            || text == "content-length";
+        if hop || taken || ours {
+            continue;
+        }
+        match &credential.inject {
+            Inject::Cookie(cookie) if injects && *name == header::COOKIE => {
+                if let Some(rest) = without_cookie(value, cookie) {
+                    out.append(name.clone(), rest);
+                }
+            }
+            _ => {
+                out.append(name.clone(), value.clone());
+            }
+        }
+    }
+    out.insert(header::ACCEPT_ENCODING, HeaderValue::from_static("identity"));
+    out
+}
+
+/// The cookies of a field but one; `None` if none is left.
+fn without_cookie(value: &HeaderValue, cookie: &str) -> Option<HeaderValue> {
+    let text = String::from_utf8_lossy(value.as_bytes()).into_owned();
+    let kept: Vec<&str> = text
+        .split(';')
+        .map(str::trim)
+        .filter(|pair| !pair.is_empty() && pair.split('=').next().is_some_and(|name| name.trim() != cookie))
+        .collect();
+    if kept.is_empty() { None } else { HeaderValue::from_str(&kept.join("; ")).ok() }
+}
+
+/// Takes the parameter out in which the credential goes.
+fn strip_parameter(query: &str, credential: &CredentialRef) -> String {
+    let Inject::Query(name) = &credential.inject else { return query.to_owned() };
+    if credential.source == CredentialSource::None {
+        return query.to_owned();
+    }
+    let named = |pair: &&str| decoded(pair.split('=').next().unwrap_or_default()) == *name;
+    query.split('&').filter(|pair| !named(pair)).collect::<Vec<_>>().join("&")
+}
+
+/// Parameters of a query; one that stands there twice has no one value.
+fn parameters(query: &str) -> BTreeMap<String, Option<String>> {
+    let mut found = BTreeMap::new();
+    for pair in query.split('&').filter(|pair| !pair.is_empty()).take(PARAMETERS_MAX) {
+        let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
+        let value = Some(decoded(value));
+        found.entry(decoded(name)).and_modify(|value| *value = None).or_insert(value);
+    }
+    found
+}
+
+/// Decodes `application/x-www-form-urlencoded` (URL Standard section 5.1).
+fn decoded(text: &str) -> String {
+    let mut out = Vec::with_capacity(text.len());
+    let bytes = text.as_bytes();
+    let mut at = 0;
+    while at < bytes.len() {
+        let hex = |at: usize| bytes.get(at).and_then(|b| char::from(*b).to_digit(16));
+        match (bytes[at], hex(at + 1), hex(at + 2)) {
+            (b'%', Some(high), Some(low)) => {
+                out.push(u8::try_from(high * 16 + low).unwrap_or_default());
+                at += 3;
+                continue;
+            }
+            (b'+', ..) => out.push(b' '),
+            (byte, ..) => out.push(byte),
+        }
+        at += 1;
+    }
+    String::from_utf8_lossy(&out).into_owned()
+}
+
+/// Fields for rules, those of one name joined.
+fn shown(headers: &HeaderMap) -> BTreeMap<String, String> {
+    let mut out: BTreeMap<String, String> = BTreeMap::new();
+    for (name, value) in headers {
+        if matches!(*name, header::AUTHORIZATION | header::COOKIE) {
+            continue;
+        }
+        let value = String::from_utf8_lossy(value.as_bytes());
+        out.entry(HeaderName::as_str(name).to_owned())
+            .and_modify(|text| {
+                text.push_str(", ");
+                text.push_str(&value);
+            })
+            .or_insert_with(|| value.into_owned());
+    }
+    out
+}
+
+/// A body for rules: JSON, if it has one meaning.
+pub fn json(body: &[u8]) -> Body {
+    if body.is_empty() {
+        return Body::None;
+    }
+    serde_json::from_slice::<Once>(body).map_or(Body::Unknown, |Once(value)| Body::Json(value))
+}
+
+/// JSON whose objects have each name once. Of two values some servers take the first and some the last.
+struct Once(serde_json::Value);
+
+impl<'de> Deserialize<'de> for Once {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Values;
+
+        impl<'de> Visitor<'de> for Values {
+            type Value = serde_json::Value;
+
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("JSON")
+            }
+
+            fn visit_bool<E>(self, value: bool) -> Result<Self::Value, E> {
+                Ok(value.into())
+            }
+
+            fn visit_i64<E>(self, value: i64) -> Result<Self::Value, E> {
+                Ok(value.into())
+            }
+
+            fn visit_u64<E>(self, value: u64) -> Result<Self::Value, E> {
+                Ok(value.into())
+            }
+
+            fn visit_f64<E>(self, value: f64) -> Result<Self::Value, E> {
+                Ok(value.into())
+            }
+
+            fn visit_str<E>(self, value: &str) -> Result<Self::Value, E> {
+                Ok(value.into())
+            }
+
+            fn visit_unit<E>(self) -> Result<Self::Value, E> {
+                Ok(serde_json::Value::Null)
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Self::Value, A::Error> {
+                let mut items = Vec::new();
+                while let Some(Once(item)) = seq.next_element()? {
+                    items.push(item);
+                }
+                Ok(items.into())
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+                let mut members = serde_json::Map::new();
+                while let Some((name, Once(value))) = map.next_entry::<String, Once>()? {
+                    if members.insert(name, value).is_some() {
+                        return Err(de::Error::custom("a name stands there twice"));
+                    }
+                }
+                Ok(members.into())
+            }
+        }
+
+        deserializer.deserialize_any(Values).map(Once)
+    }
+}
+
+/// What a line `METHOD /path` of a decision case or a question would do.
+pub fn classify(line: &str) -> Action {
+    let opaque = || Action::opaque(ProtocolId::Http, Target::new("http:opaque"));
+    let (line, body) = line.split_once("\n\n").unwrap_or((line, ""));
+    let mut lines = line.lines();
+    let Some((method, target)) = lines.next().and_then(|first| first.trim().split_once(' ')) else { return opaque() };
+    let mut head = http::Request::builder().method(method).uri(target.trim());
+    for (name, value) in lines.filter_map(|line| line.split_once(':')) {
+        head = head.header(name.trim(), value.trim());
+    }
+    let Ok(made) = head.body(()) else { return opaque() };
+    let none =
+        CredentialRef { upstream: "".into(), user: None, source: CredentialSource::None, inject: Inject::default() };
+    let (mut parts, ()) = made.into_parts();
+    if let Some(host) = parts.uri.authority().and_then(|authority| HeaderValue::from_str(authority.as_str()).ok()) {
+        parts.headers.insert(header::HOST, host);
+    }
+    match Request::read(&parts, &none) {
+        Ok(mut request) => {
+            request.set_body(json(body.as_bytes()));
+            request.action()
+        }
+        Err(_) => opaque(),
+    }
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+mod tests;

@@ -1,0 +1,590 @@
+//! HTTP through the house, toward a real web server.
+
+use portcullis::record::EventBody;
+use portcullis_tests::{PASSWORD, Seen, Server as _, TestHouse, Web, reviewer};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+const POLICY: &str = r#"
+[workload]
+name = "bot"
+cgroup = "portcullis.slice/bot/*"
+autonomy = "autonomous"
+
+[[upstream]]
+name = "api"
+protocol = "http"
+address = ["localhost:{port}", "127.0.0.1:{port}"]
+tls = { ca = "{ca}" }
+credential = { source = "file", path = "{password}", inject = "bearer" }
+
+[[rule]]
+name = "reads"
+verbs = ["read"]
+targets = ["**"]
+effect = "allow"
+
+[[rule]]
+name = "writes"
+verbs = ["write"]
+targets = ["**"]
+effect = "allow"
+
+[[rule]]
+name = "nobody administers"
+targets = ["* /admin", "* /admin/**"]
+effect = "deny"
+reason = "administration is not for bots"
+
+[[rule]]
+name = "deletes wait"
+verbs = ["delete"]
+effect = "hold"
+reviewers = ["group:dba"]
+expires = "60s"
+
+[[rule]]
+name = "orders wait"
+targets = ["POST /orders"]
+effect = "hold"
+reviewers = ["group:dba"]
+expires = "60s"
+"#;
+
+const MASKS: &str = r#"
+[[mask]]
+detect = ["email", "credit_card"]
+with = "redact"
+"#;
+
+const PLACES: &str = r#"
+[[mask]]
+json = ["customers/*/name", "**/phone"]
+with = "redact"
+"#;
+
+/// A response, its body without chunks.
+#[derive(Debug)]
+struct Answer {
+    status: u16,
+    head: String,
+    body: String,
+}
+
+impl Answer {
+    fn has(&self, field: &str) -> bool {
+        self.head.to_ascii_lowercase().contains(&format!("\r\n{field}"))
+    }
+
+    fn problem(&self) -> serde_json::Value {
+        assert!(self.head.contains("application/problem+json"), "{self:?}");
+        serde_json::from_str(&self.body).unwrap()
+    }
+}
+
+/// Every answer to these bytes, up to the end of the connection.
+async fn exchange(house: &TestHouse, bytes: &[u8]) -> Vec<Answer> {
+    let mut client = house.connect();
+    client.write_all(bytes).await.unwrap();
+    let mut out = Vec::new();
+    // A connection that is cut off says all that it says.
+    let _ = client.read_to_end(&mut out).await;
+    answers(&out)
+}
+
+fn answers(mut rest: &[u8]) -> Vec<Answer> {
+    let mut all = Vec::new();
+    while let Some(end) = rest.windows(4).position(|window| window == b"\r\n\r\n") {
+        let head = String::from_utf8_lossy(&rest[..end + 2]).into_owned();
+        rest = &rest[end + 4..];
+        let status = head.split(' ').nth(1).unwrap().parse().unwrap();
+        let lower = head.to_ascii_lowercase();
+        let length =
+            lower.split("\r\ncontent-length: ").nth(1).and_then(|l| l.lines().next()).map(|n| n.parse::<usize>());
+        let mut body = Vec::new();
+        if let Some(length) = length {
+            let length = length.unwrap().min(rest.len());
+            body.extend_from_slice(&rest[..length]);
+            rest = &rest[length..];
+        } else if lower.contains("transfer-encoding: chunked") {
+            while let Some(line) = rest.windows(2).position(|window| window == b"\r\n") {
+                let size = usize::from_str_radix(std::str::from_utf8(&rest[..line]).unwrap(), 16).unwrap();
+                let from = line + 2;
+                let Some(piece) = rest.get(from..from + size) else { break };
+                body.extend_from_slice(piece);
+                rest = rest.get(from + size + 2..).unwrap_or_default();
+                if size == 0 {
+                    break;
+                }
+            }
+        }
+        // Interim responses say nothing here.
+        if status < 200 {
+            continue;
+        }
+        all.push(Answer { status, head, body: String::from_utf8_lossy(&body).into_owned() });
+    }
+    all
+}
+
+/// One request on a connection of its own.
+async fn ask(house: &TestHouse, method: &str, target: &str, fields: &str, body: &[u8]) -> Answer {
+    let length = if body.is_empty() { String::new() } else { format!("Content-Length: {}\r\n", body.len()) };
+    let head = format!("{method} {target} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n{fields}{length}\r\n");
+    let mut answers = exchange(house, &[head.as_bytes(), body].concat()).await;
+    assert_eq!(answers.len(), 1, "{method} {target}: {answers:?}");
+    answers.remove(0)
+}
+
+fn house(web: &Web, more: &str) -> TestHouse {
+    TestHouse::new(web, &format!("{POLICY}{more}")).unwrap()
+}
+
+fn paths(seen: &[Seen]) -> Vec<&str> {
+    seen.iter().map(|seen| seen.path.as_str()).collect()
+}
+
+#[tokio::test]
+async fn a_request_goes_through_with_the_credential_and_without_the_clients_own() {
+    let web = Web::start().unwrap();
+    let house = house(&web, "");
+    let fields = "Authorization: Bearer mine\r\nAccept-Encoding: gzip\r\nRange: bytes=0-1\r\nX-Other: stays\r\n";
+    let answer = ask(&house, "POST", "/echo?a=%62", fields, b"hello").await;
+    assert_eq!(answer.status, 200, "{answer:?}");
+    let seen = web.seen().unwrap().remove(0);
+    assert_eq!((&*seen.method, &*seen.path, &*seen.body), ("POST", "/echo?a=%62", "hello"));
+    assert_eq!(seen.header("authorization"), Some(&*format!("Bearer {PASSWORD}")));
+    assert_eq!(seen.header("accept-encoding"), Some("identity"));
+    assert_eq!((seen.header("x-other"), seen.header("range")), (Some("stays"), None));
+    // What the server gives back of it does not reach the client, nor the record.
+    assert!(answer.body.contains("Bearer [redacted]") && !answer.has("etag"), "{answer:?}");
+    let record = serde_json::to_string(&house.events().unwrap()).unwrap();
+    assert!(!record.contains(PASSWORD) && !record.contains("Bearer mine"), "{record}");
+    assert!(record.contains("POST /echo?a=%62") && record.contains("200 OK"), "{record}");
+}
+
+#[tokio::test]
+async fn a_refusal_names_its_rule_and_the_connection_goes_on() {
+    let web = Web::start().unwrap();
+    let house = house(&web, "");
+    let requests = "GET /one HTTP/1.1\r\nHost: localhost\r\n\r\n\
+         GET /admin/users HTTP/1.1\r\nHost: localhost\r\n\r\n\
+         GET /two HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n";
+    let answers = exchange(&house, requests.as_bytes()).await;
+    assert_eq!(answers.iter().map(|answer| answer.status).collect::<Vec<_>>(), [200, 403, 200], "{answers:?}");
+    let problem = answers[1].problem();
+    assert_eq!(problem["rule"], "nobody administers");
+    assert!(problem["detail"].as_str().unwrap().contains("administration is not for bots"));
+    assert_eq!(paths(&web.seen().unwrap()), ["/one", "/two"]);
+    assert!(!answers[0].has("alt-svc"), "it would lead past us: {answers:?}");
+    let events = house.events().unwrap();
+    let decisions = events.iter().filter_map(|event| match &event.body {
+        EventBody::Command { decision, .. } => Some(decision.effect.to_string()),
+        _ => None,
+    });
+    assert_eq!(decisions.collect::<Vec<_>>(), ["allow", "deny", "allow"]);
+}
+
+#[tokio::test]
+async fn no_way_to_write_a_path_leads_past_a_rule() {
+    let web = Web::start().unwrap();
+    let house = house(&web, "");
+    let tricks = [
+        "/admin",
+        "/admin/",
+        "/admin?x",
+        "/%61dmin",
+        "/%61%64%6d%69%6e",
+        "//admin",
+        "///admin//",
+        "/x/../admin",
+        "/x/%2e%2e/admin",
+        "/./admin",
+        "/admin/.",
+        "/x/..%2fadmin",
+        "/x/..%2Fadmin",
+        "/x%2f..%2fadmin",
+        "/admin;x",
+        "/admin;x=1/users",
+        "/admin%3bx",
+        "/x/..;/admin",
+        "/..;/admin",
+        "/\\admin",
+        "/%5cadmin",
+        "/x\\..\\admin",
+        "/admin%2f",
+        "/admin%2Fusers",
+        "/x/y/../../admin",
+        "/admin/../admin",
+        "/admin%20/../admin",
+        "/;x/admin",
+        "/admin\\users",
+        "/public/..%5c/admin",
+        "/%2e/admin",
+        "/admin/users/..",
+        "/x//../../admin",
+    ];
+    for target in tricks {
+        let answer = ask(&house, "GET", target, "", b"").await;
+        assert!(matches!(answer.status, 400 | 403), "{target}: {answer:?}");
+    }
+    assert!(web.seen().unwrap().is_empty(), "{:?}", paths(&web.seen().unwrap()));
+    // Methods that hide behind others.
+    for fields in ["X-HTTP-Method-Override: TRACE\r\n", "X-Method-Override: PROPFIND\r\n", "X-Original-URL: /admin\r\n"]
+    {
+        let answer = ask(&house, "POST", "/x", fields, b"x").await;
+        assert!(matches!(answer.status, 400 | 403), "{fields}: {answer:?}");
+    }
+    assert_eq!(ask(&house, "POST", "/x?_method=TRACE", "", b"x").await.status, 403);
+    assert_eq!(ask(&house, "TRACE", "/x", "", b"").await.status, 403);
+    assert!(web.seen().unwrap().is_empty(), "{:?}", paths(&web.seen().unwrap()));
+    // And what is none of these is sent in its normal form.
+    assert_eq!(ask(&house, "GET", "/a/./b/../%63", "", b"").await.status, 200);
+    // Of two slashes one may be a folder without a name: what is judged is what is sent.
+    assert_eq!(ask(&house, "GET", "/x/.//../admin", "", b"").await.status, 200);
+    assert_eq!(paths(&web.seen().unwrap()), ["/a/c", "/x/admin"]);
+}
+
+#[tokio::test]
+async fn what_has_two_readings_is_answered_in_its_turn_and_not_sent() {
+    let web = Web::start().unwrap();
+    let house = house(&web, "");
+    let fine = "GET /fine HTTP/1.1\r\nHost: localhost\r\n\r\n";
+    for head in [
+        "POST /x HTTP/1.1\r\nHost: localhost\r\nContent-Length: 4\r\nTransfer-Encoding: chunked\r\n\r\n",
+        "GET /x HTTP/1.1\r\nHost: localhost\r\nHost: other\r\n\r\n",
+        "GET /x HTTP/1.1\nHost: localhost\n\n",
+        "GET http://localhost/admin HTTP/1.1\r\nHost: localhost\r\n\r\n",
+        "GET /x HTTP/1.1\r\nHost: localhost\r\nX: a\r\n b\r\n\r\n",
+        "CONNECT localhost:22 HTTP/1.1\r\nHost: localhost\r\n\r\n",
+        "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+    ] {
+        let answers =
+            exchange(&house, format!("{fine}{head}0\r\n\r\nGET /admin HTTP/1.1\r\nHost: localhost\r\n\r\n").as_bytes())
+                .await;
+        assert_eq!(answers.iter().map(|answer| answer.status).collect::<Vec<_>>(), [200, 400], "{head:?}: {answers:?}");
+        assert!(!answers[1].problem()["detail"].as_str().unwrap().is_empty());
+    }
+    let seen = web.seen().unwrap();
+    assert!(seen.iter().all(|seen| seen.path == "/fine"), "{:?}", paths(&seen));
+    // In a body: what came before is sent, and no more.
+    let head = "POST /echo HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n";
+    for body in ["5;ext\r\nhello\r\n0\r\n\r\n", "5\r\nhelloX\r\n0\r\n\r\n", "0\r\n X: y\r\n\r\n"] {
+        let answers =
+            exchange(&house, format!("{head}{body}GET /admin HTTP/1.1\r\nHost: localhost\r\n\r\n").as_bytes()).await;
+        assert!(answers.iter().all(|answer| answer.status >= 400), "{body:?}: {answers:?}");
+    }
+    assert!(web.seen().unwrap().iter().all(|seen| seen.path == "/fine"));
+}
+
+#[tokio::test]
+async fn only_the_upstreams_own_names_are_served() {
+    let web = Web::start().unwrap();
+    let house = house(&web, "");
+    let one = |host: &str| format!("GET /x HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n");
+    for (host, status) in [
+        ("localhost", 200),
+        ("LOCALHOST.", 200),
+        ("127.0.0.1", 200),
+        ("other", 421),
+        ("localhost.evil", 421),
+        ("", 421),
+    ] {
+        let answers = exchange(&house, one(host).as_bytes()).await;
+        assert_eq!(answers[0].status, status, "{host}: {answers:?}");
+    }
+    // The first request of a connection says whom all of it is for.
+    let both = format!("GET /x HTTP/1.1\r\nHost: localhost\r\n\r\n{}", one("127.0.0.1"));
+    let answers = exchange(&house, both.as_bytes()).await;
+    assert_eq!(answers.iter().map(|answer| answer.status).collect::<Vec<_>>(), [200, 421]);
+    let upgrade = "GET /x HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade, close\r\nUpgrade: websocket\r\n\r\n";
+    assert_eq!(exchange(&house, upgrade.as_bytes()).await[0].status, 501);
+}
+
+#[tokio::test]
+async fn what_was_approved_is_what_is_sent() {
+    let web = Web::start().unwrap();
+    let house = house(&web, "");
+    let body = br#"{"item": 7, "amount": 3}"#;
+    let asked = ask(&house, "POST", "/orders", "Content-Type: application/json\r\n", body);
+    let decided = async {
+        let held = house.held().await;
+        assert!(held.command.contains("POST /orders") && held.command.contains("\"amount\": 3"), "{}", held.command);
+        assert!(web.seen().unwrap().is_empty());
+        house.house.holds.approve(&held.id, &reviewer("dora"), None, None).unwrap();
+    };
+    let (answer, ()) = tokio::join!(asked, decided);
+    assert_eq!(answer.status, 200, "{answer:?}");
+    let seen = web.seen().unwrap();
+    assert_eq!((seen.len(), seen[0].body.as_bytes()), (1, &body[..]));
+
+    let asked = ask(&house, "DELETE", "/orders/7", "", b"");
+    let decided = async {
+        let held = house.held().await;
+        house.house.holds.deny(&held.id, &reviewer("dora"), Some("not that one".into())).unwrap();
+    };
+    let (answer, ()) = tokio::join!(asked, decided);
+    let problem = answer.problem();
+    assert_eq!((answer.status, &problem["rule"]), (403, &"deletes wait".into()));
+    assert!(problem["detail"].as_str().unwrap().contains("not that one") && problem["hold"].is_string());
+
+    // A client that goes away takes its request with it.
+    let mut client = house.connect();
+    client.write_all(b"DELETE /orders/8 HTTP/1.1\r\nHost: localhost\r\n\r\n").await.unwrap();
+    let held = house.held().await;
+    drop(client);
+    while house.house.holds.list().iter().any(|view| view.id == held.id && view.state.as_str() == "requested") {
+        tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+    }
+    assert_eq!(web.seen().unwrap().len(), 1);
+}
+
+#[tokio::test]
+async fn rules_see_the_body_and_the_rest_of_a_request() {
+    let web = Web::start().unwrap();
+    let rules = r#"
+[[rule]]
+name = "large orders"
+when = "http.method == 'POST' && http.path == '/pay' && http.body_json.amount > 100"
+effect = "deny"
+[[rule]]
+name = "no debugging"
+when = "http.query.debug == '1'"
+verbs = ["read"]
+targets = ["GET /debug"]
+effect = "deny"
+[[rule]]
+name = "only from here"
+when = "http.headers['x-from'] != 'here'"
+targets = ["GET /from"]
+effect = "deny"
+"#;
+    let house = house(&web, rules);
+    for (body, status) in [
+        (r#"{"amount": 100}"#, 200),
+        (r#"{"amount": 100.5}"#, 403),
+        (r#"{"amount": 101}"#, 403),
+        (r#"{"amount": 1, "amount": 1000}"#, 403),
+        (r#"{"amount": "1000"}"#, 403),
+        (r#"{"other": 1}"#, 403),
+        ("amount=1", 403),
+    ] {
+        let answer = ask(&house, "POST", "/pay", "Content-Type: application/json\r\n", body.as_bytes()).await;
+        assert_eq!(answer.status, status, "{body}: {answer:?}");
+    }
+    assert_eq!(ask(&house, "POST", "/pay", "", b"").await.status, 403, "no body has no amount");
+    for (target, fields, status) in [
+        ("/debug?debug=0", "", 200),
+        ("/debug?debug=1", "", 403),
+        ("/debug?debug=0&debug=1", "", 403),
+        ("/debug?%64ebug=1", "", 403),
+        ("/from", "X-From: here\r\n", 200),
+        ("/from", "X-From: there\r\n", 403),
+        ("/from", "X-From: here\r\nX-From: there\r\n", 403),
+        ("/from", "", 403),
+    ] {
+        assert_eq!(ask(&house, "GET", target, fields, b"").await.status, status, "{target} {fields}");
+    }
+}
+
+#[tokio::test]
+async fn what_is_masked_is_masked_wherever_it_is_cut() {
+    let web = Web::start().unwrap();
+    let house = house(&web, MASKS);
+    let text = format!("before someone@example.com and {PASSWORD} after");
+    let base64 = |bytes: &[u8]| data_encoding::BASE64.encode(bytes);
+    for at in 0..=text.len() {
+        let parts = format!("{}.{}", base64(&text.as_bytes()[..at]), base64(&text.as_bytes()[at..]));
+        // An empty chunk would end the body.
+        let parts = parts.trim_matches('.').to_owned();
+        let answer = ask(&house, "POST", "/parts", "", parts.as_bytes()).await;
+        assert_eq!(answer.body, "before [redacted] and [redacted] after", "cut at {at}");
+    }
+    let json = format!(
+        r#"{{"to": "someone@example.com", "token": "{}", "card": 4111111111111111}}"#,
+        base64(PASSWORD.as_bytes())
+    );
+    for at in 1..json.len() {
+        let parts = format!("{}.{}", base64(&json.as_bytes()[..at]), base64(&json.as_bytes()[at..]));
+        let answer = ask(&house, "POST", "/parts?type=application/json", "", parts.as_bytes()).await;
+        let value: serde_json::Value = serde_json::from_str(&answer.body).unwrap();
+        assert_eq!((&value["to"], &value["card"]), (&"[redacted]".into(), &"[redacted]".into()), "cut at {at}");
+        assert!(!answer.body.contains(&base64(PASSWORD.as_bytes())[..20]), "cut at {at}: {}", answer.body);
+    }
+    // In header fields, too; and what is whole keeps its length, and its tag where nothing changed.
+    let answer =
+        ask(&house, "GET", &format!("/redirect?to=/x%3Fmail=someone@example.com%26t={PASSWORD}"), "", b"").await;
+    assert!(answer.status == 302 && !answer.head.contains("someone@") && !answer.head.contains(PASSWORD), "{answer:?}");
+    let answer = ask(&house, "POST", "/body", "", b"nothing to hide").await;
+    assert!(answer.has("content-length: 15") && answer.has("etag: \"one\""), "{answer:?}");
+    let answer = ask(&house, "POST", "/body", "", b"to someone@example.com").await;
+    assert!(answer.body == "to [redacted]" && answer.has("content-length: 13") && !answer.has("etag"), "{answer:?}");
+}
+
+#[tokio::test]
+async fn places_in_json_are_masked_and_what_is_no_json_does_not_come_through() {
+    let web = Web::start().unwrap();
+    let house = house(&web, PLACES);
+    let json = br#"{"customers": [{"name": "Ann", "Phone": "1", "id": 1}], "name": "stays"}"#;
+    let answer = ask(&house, "POST", "/body?type=application/json", "", json).await;
+    assert_eq!(
+        answer.body,
+        r#"{"customers": [{"name": "[redacted]", "Phone": "[redacted]", "id": 1}], "name": "stays"}"#
+    );
+    for (target, body) in
+        [("/body?type=text/plain", &json[..]), ("/body?type=application/json", b"{'name': 1}"), ("/body?type=", json)]
+    {
+        let answer = ask(&house, "POST", target, "", body).await;
+        assert_eq!(answer.status, 502, "{target}: {answer:?}");
+        assert!(!answer.body.contains("Ann"));
+    }
+    let results = house
+        .events()
+        .unwrap()
+        .iter()
+        .filter(|e| matches!(&e.body, EventBody::Result { masked, .. } if masked.count > 0))
+        .count();
+    assert_eq!(results, 1);
+}
+
+#[tokio::test]
+async fn events_come_one_by_one() {
+    let web = Web::start().unwrap();
+    let house = house(&web, MASKS);
+    let mut client = house.connect();
+    client.write_all(b"GET /events HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").await.unwrap();
+    let mut out = Vec::new();
+    let has = |out: &[u8], text: &str| String::from_utf8_lossy(out).contains(text);
+    while !has(&out, "\"n\": 0") {
+        assert!(client.read_buf(&mut out).await.unwrap() > 0, "it ended");
+    }
+    // The server pauses between events, and this one did not wait for the last.
+    assert!(!has(&out, "\"n\": 2"), "{}", String::from_utf8_lossy(&out));
+    client.read_to_end(&mut out).await.unwrap();
+    let body = &answers(&out)[0].body;
+    assert!(body.matches("\"email\": \"[redacted]\"").count() == 3 && !body.contains("someone"), "{body}");
+}
+
+#[tokio::test]
+async fn events_are_masked_by_place() {
+    let web = Web::start().unwrap();
+    let house = house(&web, "[[mask]]\njson = [\"b\"]\nwith = \"redact\"\n");
+    let answer = ask(&house, "GET", "/stream", "", b"").await;
+    let expected = "data: {\"a\": 1, \"b\": \"[redacted]\"}\n\ndata: [{\"b\": \"[redacted]\"}]\n\ndata: [DONE]\n\n";
+    assert_eq!(answer.body, expected);
+    // What no one can look into ends the stream there.
+    let parts = [&b"data: {\"a\": 1}\n\n"[..], b"data: {\ndata: \"b\": \"x\"}\n\n"]
+        .map(|part| data_encoding::BASE64.encode(part));
+    let answer = ask(&house, "POST", "/parts?type=text/event-stream", "", parts.join(".").as_bytes()).await;
+    assert_eq!(answer.body, "data: {\"a\": 1}\n\n");
+}
+
+#[tokio::test]
+async fn a_reason_phrase_carries_nothing() {
+    let web = Web::start().unwrap();
+    let house = house(&web, "");
+    let answer = ask(&house, "GET", "/reason", "", b"").await;
+    assert!(answer.head.starts_with("HTTP/1.1 200 OK\r\n"), "{answer:?}");
+}
+
+#[tokio::test]
+async fn responses_that_cannot_be_looked_into_do_not_come_through() {
+    let web = Web::start().unwrap();
+    let house = house(&web, "");
+    for target in ["/gzip", "/partial"] {
+        let answer = ask(&house, "GET", target, "", b"").await;
+        assert_eq!(answer.status, 502, "{target}: {answer:?}");
+        assert!(answer.problem()["detail"].as_str().unwrap().contains("cannot be looked into"));
+    }
+    assert_eq!(ask(&house, "HEAD", "/gzip", "", b"").await.status, 200);
+}
+
+#[tokio::test]
+async fn a_rotated_credential_is_not_noticed() {
+    let web = Web::start().unwrap();
+    let house = house(&web, "");
+    let both = "GET /x HTTP/1.1\r\nHost: localhost\r\n\r\n";
+    let mut client = house.connect();
+    client.write_all(both.as_bytes()).await.unwrap();
+    let mut out = Vec::new();
+    while answers(&out).is_empty() {
+        assert!(client.read_buf(&mut out).await.unwrap() > 0);
+    }
+    std::fs::write(house.password_file(), "another-secret-9931\n").unwrap();
+    out.clear();
+    let request = "GET /rotated?to=another-secret-9931 HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n";
+    client.write_all(request.as_bytes()).await.unwrap();
+    client.read_to_end(&mut out).await.unwrap();
+    assert_eq!((answers(&out)[0].status, &*answers(&out)[0].body), (200, "fresh"));
+    // An upstream that closes between two requests is not noticed either.
+    let two =
+        "GET /close HTTP/1.1\r\nHost: localhost\r\n\r\nGET /x HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n";
+    let statuses: Vec<u16> = exchange(&house, two.as_bytes()).await.iter().map(|answer| answer.status).collect();
+    assert_eq!(statuses, [200, 200]);
+}
+
+#[tokio::test]
+async fn a_credential_goes_where_the_policy_says() {
+    let web = Web::start_clear().unwrap();
+    let clear = POLICY.replace("tls = { ca = \"{ca}\" }", "tls = { mode = \"disable\" }");
+    for (inject, user, name, value) in [
+        (
+            "basic",
+            "user = \"bot\", ",
+            "authorization",
+            format!("Basic {}", data_encoding::BASE64.encode(format!("bot:{PASSWORD}").as_bytes())),
+        ),
+        ("header:X-Api-Key", "", "x-api-key", PASSWORD.to_owned()),
+        ("cookie:sid", "", "cookie", format!("a=1; sid={PASSWORD}")),
+        ("query:key", "", "", String::new()),
+    ] {
+        let policy = clear.replace("inject = \"bearer\"", &format!("{user}inject = \"{inject}\""));
+        let house = TestHouse::new(&web, &policy).unwrap();
+        let before = web.seen().unwrap().len();
+        let fields = "Authorization: own\r\nX-Api-Key: own\r\nCookie: a=1; sid=own\r\n";
+        let answer = ask(&house, "GET", "/echo?key=own&b=1", fields, b"").await;
+        assert!(answer.status == 200 && !answer.body.contains(PASSWORD), "{inject}: {answer:?}");
+        let seen = web.seen().unwrap().remove(before);
+        if name.is_empty() {
+            assert_eq!(seen.path, format!("/echo?b=1&key={PASSWORD}"));
+        } else {
+            assert_eq!(seen.header(name), Some(&*value), "{inject}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn an_upstream_that_is_not_there_or_not_trusted_is_told_of() {
+    let web = Web::start().unwrap();
+    let house = TestHouse::new(&web, &POLICY.replace("tls = { ca = \"{ca}\" }", "")).unwrap();
+    let answer = ask(&house, "GET", "/x", "", b"").await;
+    assert_eq!(answer.status, 502);
+    assert!(answer.problem()["detail"].as_str().unwrap().contains("TLS"), "{answer:?}");
+    let house = self::house(&web, "");
+    let _ = web.port();
+    drop(web);
+    let answer = ask(&house, "GET", "/x", "", b"").await;
+    assert!(
+        answer.status == 502 && answer.problem()["detail"].as_str().unwrap().contains("could not be reached"),
+        "{answer:?}"
+    );
+}
+
+#[tokio::test]
+async fn a_large_body_streams_both_ways() {
+    let web = Web::start_clear().unwrap();
+    let policy = POLICY.replace("tls = { ca = \"{ca}\" }", "tls = { mode = \"disable\" }");
+    let house = TestHouse::new(&web, &policy).unwrap();
+    let body = vec![b'y'; 40 << 20];
+    let answer = ask(&house, "POST", "/body", "Expect: 100-continue\r\n", &body).await;
+    assert!(answer.status == 200 && answer.body.len() == body.len());
+    let mut client = house.connect();
+    client.write_all(b"GET /large?mib=40 HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").await.unwrap();
+    let (mut count, mut piece) = (0, vec![0; 64 << 10]);
+    loop {
+        match client.read(&mut piece).await.unwrap() {
+            0 => break,
+            read => count += piece[..read].iter().filter(|b| **b == b'x').count(),
+        }
+    }
+    assert_eq!(count, 40 << 20);
+}
