@@ -437,6 +437,10 @@ async fn places_in_json_are_masked_and_what_is_no_json_does_not_come_through() {
         assert_eq!(answer.status, 502, "{target}: {answer:?}");
         assert!(!answer.body.contains("Ann"));
     }
+    // Or it is hidden, where the policy says so.
+    let hides = self::house(&web, &PLACES.replace("with =", "unresolved = \"mask\"\nwith ="));
+    let answer = ask(&hides, "POST", "/body?type=text/plain", "", json).await;
+    assert_eq!((answer.status, &*answer.body), (200, "[redacted]"));
     let results = house
         .events()
         .unwrap()

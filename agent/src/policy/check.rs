@@ -260,8 +260,9 @@ impl Checker<'_> {
                 .filter_map(|pattern| Some((pattern.span.clone(), self.column(pattern)?)))
                 .collect();
             let detect = self.filled(&mask.detect, "detect").unwrap_or_default();
-            let spans = [mask.unresolved.as_ref().map(|at| &at.span), mask.inference.as_ref().map(|at| &at.span)];
-            if let Some(span) = spans.into_iter().flatten().next().filter(|_| mask.columns.is_none()) {
+            let unresolved = mask.unresolved.as_ref().filter(|_| mask.json.is_none()).map(|at| &at.span);
+            let inference = mask.inference.as_ref().map(|at| &at.span);
+            if let Some(span) = unresolved.or(inference).filter(|_| mask.columns.is_none()) {
                 self.hinted(span, "this is for masks of columns", "what a detector finds has no column");
             }
             self.fits(mask, names.as_deref());

@@ -218,8 +218,9 @@ pub(super) struct Mask {
     pub(super) detect: Option<At<Vec<At<Detector>>>>,
     /// What takes the value's place.
     pub(super) with: MaskWith,
-    /// For results whose values cannot be traced to columns: `deny` refuses the statement (default), `mask` hides them.
-    /// The strictest of an upstream's masks of columns counts.
+    /// For results whose values cannot be traced to columns, and responses that are no JSON where places in it are masked:
+    /// `deny` refuses the statement or response (default), `mask` hides them. The strictest of an upstream's masks of
+    /// columns or places counts.
     pub(super) unresolved: Option<At<Unresolved>>,
     /// For commands that use a hidden column without returning it, in a condition, an order, a group or a join: `allow`,
     /// `hold` (default), `deny`. Equality with a bound parameter passes. The strictest of an upstream's masks of columns

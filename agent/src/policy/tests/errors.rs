@@ -437,6 +437,10 @@ fn each_kind_of_mistake_about_http_is_refused() {
             format!("{api}[[mask]]\nupstream = \"api\"\ncolumns = [\"a\"]\nwith = \"null\""),
             "`columns` is for upstreams",
         ),
+        (
+            format!("{api}[[mask]]\njson = [\"a\"]\ninference = \"deny\"\nwith = \"null\""),
+            "this is for masks of columns",
+        ),
         (format!("{api}[[mask]]\njson = [\"/a\"]\nwith = \"null\""), "bad pattern of a JSON path"),
     ] {
         let found = lines(&rest);
@@ -447,7 +451,9 @@ fn each_kind_of_mistake_about_http_is_refused() {
         rule("upstream = \"api\"\ntargets = [\"GET /\", \"* /orders/\", \"POST /a/**\", \"**\", \"GET **\"]"),
         rule("protocol = \"http\"\ntargets = [\"GET /*\"]"),
         format!("{api}credential = {{ source = \"file\", path = \"x\", inject = \"header:X-Key\" }}"),
-        format!("{api}[[mask]]\njson = [\"**/email\"]\ncolumns = [\"a.b.email\"]\nwith = \"null\""),
+        format!(
+            "{api}[[mask]]\njson = [\"**/email\"]\nunresolved = \"mask\"\ncolumns = [\"a.b.email\"]\nwith = \"null\""
+        ),
     ] {
         load(&format!("{HEAD}{fine}"));
     }

@@ -182,7 +182,9 @@ impl Request {
         if let Some(body) = body.filter(|body| !body.is_empty()) {
             out.push('\n');
             out.push_str(&String::from_utf8_lossy(body));
+            return out;
         }
+        out.truncate(out.trim_end().len());
         out
     }
 
