@@ -45,6 +45,10 @@ pub fn scrub(data: &[u8]) {
         }
     }
     for (i, planted) in PLANTED.iter().enumerate() {
+        // By chance it stands there already, in the middle of something longer that is none.
+        if contains(text, planted.as_bytes()) {
+            continue;
+        }
         let joined = [&text[..at], b" ", planted.as_bytes(), b" ", &text[at..]].concat();
         let out = scrubbed(&masks, &secrets, with, &joined);
         assert!(!contains(&out, planted.as_bytes()), "{planted} came through in {:?}", show(&out));
