@@ -98,6 +98,11 @@ pub fn lineage(text: &str) {
         return;
     }
     let text = &text[statement.span.clone()];
+    // A name of ours would mean another relation in what is handed on.
+    let lower = text.to_ascii_lowercase();
+    if ["beside", "handed", "nothing"].iter().any(|name| lower.contains(name)) {
+        return;
+    }
     match statement.kind {
         StatementKind::Query => HANDS_ON.iter().for_each(|(before, after)| {
             let outer = classify(&format!("{before}{text}{after}"), &Fixed);
