@@ -143,11 +143,10 @@ fn made_by_masks(masks: &MaskSet, secrets: &KnownSecrets, out: &[u8]) -> bool {
     let mut found = smallvec::SmallVec::new();
     masks.find(out, secrets, &mut found);
     found.iter().all(|found| {
-        let around = &out[found.start.saturating_sub(1)..out.len().min(found.end + 1)];
-        contains(around, b"*")
-            || around.starts_with(b"]")
-            || around.ends_with(b"[")
-            || contains(around, REDACTED.as_bytes())
+        // A value ends before the punctuation that stands between it and what was masked.
+        let near = REDACTED.len() + 4;
+        let around = &out[found.start.saturating_sub(near)..out.len().min(found.end + near)];
+        contains(around, b"**") || contains(around, REDACTED.as_bytes())
     })
 }
 
