@@ -106,6 +106,7 @@ async fn what_is_no_question_ends_the_connection() {
         client.read_to_end(&mut out).await.unwrap();
         assert_eq!(out.get(5).map(|byte| byte & 15), code, "{bytes:?}: {out:?}");
     }
+    assert!(recorded(&house).iter().any(|what| what.contains("no question")), "{:?}", recorded(&house));
     // Several questions on one connection, cut anywhere.
     let both = [question("localhost", A), question("evil.example", A)].concat();
     for at in 1..both.len() {

@@ -592,3 +592,15 @@ async fn a_large_body_streams_both_ways() {
     }
     assert_eq!(count, 40 << 20);
 }
+
+#[tokio::test]
+async fn what_must_be_encrypted_is_refused_in_the_clear_and_recorded() {
+    let web = Web::start().unwrap();
+    let policy = POLICY.replace("tls = { ca", "client_tls = \"require\"\ntls = { ca");
+    let house = TestHouse::new(&web, &policy).unwrap();
+    let answer = ask(&house, "GET", "/x", "", b"").await;
+    assert!(answer.status == 403 && answer.problem()["detail"].as_str().unwrap().contains("https"), "{answer:?}");
+    assert!(web.seen().unwrap().is_empty());
+    let record = serde_json::to_string(&house.events().unwrap()).unwrap();
+    assert!(record.contains("the policy requires TLS"), "{record}");
+}

@@ -69,7 +69,10 @@ pub(super) async fn serve(house: &House, session: &Session, process: &ProcessFac
     let questions = async {
         for _ in 0..QUESTIONS_MAX {
             let question = tokio::time::timeout(IDLE, read(&mut io)).await.ok()??;
-            let answer = answer(house, session, process, &question).await?;
+            let Some(answer) = answer(house, session, process, &question).await else {
+                house.refused(session, "dns: what was sent is no question".into(), process.clone());
+                return None;
+            };
             let length = u16::try_from(answer.len()).ok()?;
             io.write_all(&[&length.to_be_bytes()[..], &answer].concat()).await.ok()?;
             io.flush().await.ok()?;

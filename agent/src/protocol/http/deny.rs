@@ -12,7 +12,7 @@ use crate::session::Refusal;
 pub type AnyBody = UnsyncBoxBody<Bytes, BodyError>;
 
 /// What went wrong, for the client.
-#[derive(Debug, Serialize)]
+#[derive(Clone, Debug, Serialize)]
 pub struct Problem {
     /// HTTP status.
     #[serde(serialize_with = "number")]

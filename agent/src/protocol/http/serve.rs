@@ -154,7 +154,7 @@ impl Connection {
             return self.refuse(Problem::bad_request(why), "http framing").await;
         }
         if let Some(problem) = &self.refused {
-            return problem.response();
+            return self.refuse(problem.clone(), "http connection").await;
         }
         let (head, body) = incoming.into_parts();
         let request = Request::read(&head, &self.cx.upstream.credential);
@@ -239,7 +239,8 @@ impl Connection {
             Begun::Wait { hold: Some(_), .. } if matches!(sends, Sends::Streams(_)) => {
                 // The policy changed since it was asked. Nobody can approve what was not read.
                 let detail = "the policy changed while this was judged: send it again";
-                return Problem::new(StatusCode::SERVICE_UNAVAILABLE, "Try again", detail).response();
+                let problem = Problem::new(StatusCode::SERVICE_UNAVAILABLE, "Try again", detail);
+                return self.refuse(problem, "http policy").await;
             }
             Begun::Wait { hold, answer } => (answer.await, hold.map(|hold| hold.id)),
         };
