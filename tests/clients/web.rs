@@ -54,6 +54,7 @@ fn curl() {
     for (url, more) in [
         (format!("https://localhost:{port}"), &[][..]),
         (format!("https://127.0.0.1:{port}"), &[]),
+        // What the upstream does not speak, the client is not offered.
         (format!("https://localhost:{port}"), &["--http2"]),
         (format!("https://localhost:{port}"), &["--http1.0"]),
         // To the enforcer in the clear, from there over TLS.
@@ -89,6 +90,90 @@ fn curl() {
     assert!(text(&governed(&daemon, "curl", &blind)).ends_with("421"));
     let record = record(&daemon);
     assert!(record.contains("no administration") && !record.contains(PASSWORD), "{record}");
+}
+
+/// The packages of Python that the tests use.
+fn site(lib: &std::path::Path) -> std::path::PathBuf {
+    fs::read_dir(lib).unwrap().next().unwrap().unwrap().path().join("site-packages")
+}
+
+#[test]
+fn curl_and_node_speak_http2() {
+    let web = Web::start_http2().unwrap();
+    let daemon = Daemon::start(&web, POLICY).unwrap();
+    let url = format!("https://localhost:{}", web.port());
+    let curl = |target: &str, rest: &[&str]| {
+        let url = format!("{url}{target}");
+        text(&governed(&daemon, "curl", &[&["-sS", "--max-time", "20", "-w", " %{http_version}", &url], rest].concat()))
+    };
+    // As the upstream speaks it too, and as the client asks otherwise.
+    for (more, version) in [(&[][..], "2"), (&["--http2"], "2"), (&["--http1.1"], "1.1"), (&["--http1.0"], "1")] {
+        let body = curl("/body", &[&["-d", "to someone@example.com"], more].concat());
+        assert_eq!(body, format!("to [redacted] {version}"), "{}", daemon.log());
+        let refused = curl("/admin/users", more);
+        assert!(refused.contains("no administration") && refused.ends_with(version), "{refused}");
+    }
+    // Several at once on one connection, and each encoding that curl asks for.
+    let all: Vec<String> = (0..20).map(|n| format!("{url}/echo?n={n}")).collect();
+    let arguments = ["-sS", "--parallel", "-w", "%{num_connects} %{http_version}\n"];
+    let outputs = all.iter().flat_map(|url| ["-o", "/dev/null", url.as_str()]);
+    let said = text(&governed(&daemon, "curl", &arguments.iter().copied().chain(outputs).collect::<Vec<_>>()));
+    assert_eq!(said.matches(" 2\n").count(), 20, "{said}");
+    assert_eq!(said.matches("1 2\n").count(), 1, "{said}");
+    let node = r#"
+const assert = require('node:assert')
+const client = require('node:http2').connect(process.argv[1], { ca: require('node:fs').readFileSync(process.env.SSL_CERT_FILE) })
+const ask = (path, body) => new Promise((resolve, reject) => {
+  const request = client.request({ ':path': path, ':method': body ? 'POST' : 'GET' })
+  let status, text = ''
+  request.on('response', fields => { status = fields[':status'] })
+  request.on('data', piece => { text += piece })
+  request.on('end', () => resolve([status, text]))
+  request.on('error', reject)
+  request.end(body)
+})
+async function main () {
+  assert.deepStrictEqual(await ask('/body', 'to someone@example.com'), [200, 'to [redacted]'])
+  const [status, problem] = await ask('/admin')
+  assert.deepStrictEqual([status, JSON.parse(problem).rule], [403, 'no administration'])
+  const all = await Promise.all([1, 2, 3].map(n => ask('/echo?n=' + n)))
+  assert.deepStrictEqual(all.map(([, text]) => JSON.parse(text).path), ['/echo?n=1', '/echo?n=2', '/echo?n=3'])
+  client.close()
+  console.log('ok')
+}
+main().catch(error => { console.log(error); process.exit(1) })
+"#;
+    let output = governed(&daemon, "node", &["-e", node, &url]);
+    assert_eq!(text(&output), "ok\n", "{}", daemon.log());
+    let seen = web.seen().unwrap();
+    assert!(seen.iter().all(|seen| seen.header("authorization") == Some(&*format!("Bearer {PASSWORD}"))), "{seen:?}");
+    let spoken = |version| seen.iter().filter(|seen| seen.header("x-spoken") == Some(version)).count();
+    assert_eq!((spoken("HTTP/2.0"), spoken("HTTP/1.1")), (26, 2), "as the client speaks");
+}
+
+#[test]
+fn grpc() {
+    let lib = tools().join("python/lib");
+    let server = Web::start_script(include_str!("grpc_server.py"), &site(&lib)).unwrap();
+    let policy = POLICY.replace("\"* /admin\", \"* /admin/**\"", "\"POST /shop.Orders/Remove\"");
+    let policy = policy.replace("effect = \"deny\"", "effect = \"deny\"\nreason = \"orders stay\"");
+    let daemon = Daemon::start(&server, &policy).unwrap();
+    let packages = copy(&daemon, &lib, "python");
+    let file = daemon.path("grpc_client.py");
+    fs::write(&file, include_str!("grpc_client.py")).unwrap();
+    let arguments = ["-B", &file.display().to_string(), &server.port().to_string()];
+    let mut command = daemon.governed("/usr/bin/python3", &arguments).unwrap();
+    run(&daemon, command.env("PYTHONPATH", site(&packages)));
+    let calls = fs::read_to_string(server.folder().join("calls")).unwrap();
+    let credential = format!("Bearer {PASSWORD}");
+    assert_eq!(calls.lines().count(), 2 * 55, "{calls}");
+    assert!(calls.lines().all(|call| call.contains(&credential)) && !calls.contains("Remove"), "{calls}");
+    let record = record(&daemon);
+    assert!(
+        record.contains("200 OK, grpc-status 0") && record.contains("grpc-status 5 there is no such order"),
+        "{record:.2000}"
+    );
+    assert!(record.contains("POST /shop.Orders/Remove") && !record.contains(PASSWORD), "{record:.2000}");
 }
 
 #[test]
@@ -135,12 +220,11 @@ fn requests_httpx_and_aiohttp() {
     let web = Web::start().unwrap();
     let daemon = Daemon::start(&web, POLICY).unwrap();
     let packages = copy(&daemon, &tools().join("python/lib"), "python");
-    let site = fs::read_dir(packages).unwrap().next().unwrap().unwrap().path().join("site-packages");
     let file = daemon.path("web_client.py");
     fs::write(&file, include_str!("web_client.py")).unwrap();
     let arguments = ["-B", &file.display().to_string(), &format!("https://localhost:{}", web.port())];
     let mut command = daemon.governed("/usr/bin/python3", &arguments).unwrap();
-    run(&daemon, command.env("PYTHONPATH", &site));
+    run(&daemon, command.env("PYTHONPATH", site(&packages)));
     let seen = web.seen().unwrap();
     let credential = format!("Bearer {PASSWORD}");
     assert!(seen.iter().all(|seen| seen.header("authorization") == Some(&*credential)), "{seen:?}");

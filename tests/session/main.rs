@@ -7,6 +7,7 @@ mod dry_run;
 mod escapes;
 mod hold;
 mod http;
+mod http2;
 mod lists;
 mod logins;
 mod masks;

@@ -1,7 +1,6 @@
 """A web server for tests: it does what its path says, and logs what it was sent, a line of JSON for each request."""
 
 import base64
-import gzip
 import json
 import os
 import ssl
@@ -42,9 +41,11 @@ class Handler(BaseHTTPRequestHandler):
         if self.command != "HEAD":
             self.wfile.write(body)
 
-    def stream(self, kind, parts, pause=0.0):
+    def stream(self, kind, parts, pause=0.0, coding=None):
         self.send_response(200)
         self.send_header("Content-Type", kind)
+        if coding:
+            self.send_header("Content-Encoding", coding)
         self.send_header("Transfer-Encoding", "chunked")
         self.end_headers()
         for part in parts:
@@ -71,12 +72,13 @@ class Handler(BaseHTTPRequestHandler):
             self.send(200, query.get("type", "text/plain"), body, [("ETag", '"one"')])
         elif url.path == "/parts":
             # The body's parts, each a chunk: base64, separated by dots.
-            self.stream(query.get("type", "text/plain"), [base64.b64decode(p) for p in body.split(b".")])
+            parts = [base64.b64decode(p) for p in body.split(b".")]
+            self.stream(query.get("type", "text/plain"), parts, coding=query.get("coding"))
         elif url.path == "/events":
             events = [b'data: {"n": %d, "email": "someone@example.com"}\n\n' % n for n in range(3)]
             self.stream("text/event-stream", events, 0.3)
-        elif url.path == "/gzip":
-            self.send(200, "text/plain", gzip.compress(b"text"), [("Content-Encoding", "gzip")])
+        elif url.path == "/encoded":
+            self.send(200, "text/plain", b"text, as it is", [("Content-Encoding", query["as"])])
         elif url.path == "/partial":
             self.send(206, "text/plain", b"te", [("Content-Range", "bytes 0-1/4")])
         elif url.path == "/rotated":
@@ -108,6 +110,8 @@ class Handler(BaseHTTPRequestHandler):
 
 
 class Server(ThreadingHTTPServer):
+    request_queue_size = 128
+
     def handle_error(self, *_):
         """Clients go away in tests."""
 

@@ -19,7 +19,7 @@ const SCRIPT: &str = include_str!("web.py");
 /// A running server.
 #[derive(Debug)]
 pub struct Web {
-    child: Child,
+    children: Vec<Child>,
     dir: tempfile::TempDir,
     port: u16,
 }
@@ -59,6 +59,65 @@ impl Web {
         Self::launch(|_| Ok(Vec::new()))
     }
 
+    /// Starts one that speaks HTTP/2 and 1.1 over TLS: nginx, in front of one that speaks in the clear. What it is sent has
+    /// a field `x-spoken` with the version.
+    pub fn start_http2() -> Result<Self> {
+        let mut web = Self::start_clear()?;
+        let dir = web.dir.path();
+        certificate(dir)?;
+        // Somebody else may take it in between; then nginx says so and the test fails.
+        let port = std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
+        let (dir_text, inner) = (dir.display(), web.port);
+        let config = format!(
+            "daemon off; master_process off; pid {dir_text}/nginx.pid; error_log {dir_text}/nginx.log;
+             events {{}}
+             http {{
+                 access_log off; client_max_body_size 0;
+                 client_body_temp_path {dir_text}/body; proxy_temp_path {dir_text}/proxy;
+                 fastcgi_temp_path {dir_text}/fastcgi; uwsgi_temp_path {dir_text}/uwsgi; scgi_temp_path {dir_text}/scgi;
+                 server {{
+                     listen 127.0.0.1:{port} ssl http2;
+                     ssl_certificate {dir_text}/server.crt; ssl_certificate_key {dir_text}/server.key;
+                     location / {{
+                         proxy_pass http://127.0.0.1:{inner}; proxy_http_version 1.1;
+                         proxy_buffering off; proxy_request_buffering off;
+                         proxy_set_header Host $http_host; proxy_set_header Connection \"\";
+                         proxy_set_header X-Spoken $server_protocol;
+                     }}
+                 }}
+             }}"
+        );
+        fs::write(dir.join("nginx.conf"), config)?;
+        let mut command = as_server("/usr/sbin/nginx".into())?;
+        command.arg("-c").arg(dir.join("nginx.conf")).arg("-e").arg(dir.join("nginx.log"));
+        web.children.push(command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn()?);
+        web.port = port;
+        for _ in 0..200 {
+            if std::net::TcpStream::connect(("127.0.0.1", port)).is_ok() {
+                return Ok(web);
+            }
+            std::thread::sleep(std::time::Duration::from_millis(50));
+        }
+        let log = fs::read_to_string(dir.join("nginx.log")).unwrap_or_default();
+        anyhow::bail!("nginx does not start: {log}")
+    }
+
+    /// Starts another script of Python in its place, over TLS: it gets the folder with the certificate as its argument and
+    /// prints its port. It finds the packages in `site`.
+    pub fn start_script(script: &str, site: &std::path::Path) -> Result<Self> {
+        let dir = tempfile::Builder::new().prefix("portcullis-web-").tempdir()?;
+        if crate::postgres::is_root()? {
+            let mut chown = Command::new("chown");
+            crate::postgres::run(chown.arg("postgres:postgres").arg(dir.path()))?;
+        }
+        certificate(dir.path())?;
+        fs::write(dir.path().join("server.py"), script)?;
+        // As whoever runs the tests: other users may not reach the packages.
+        let mut command = Command::new("setpriv");
+        command.args(["--pdeathsig=KILL", "--", "/usr/bin/python3", "-B"]).env("PYTHONPATH", site);
+        Self::spawn(command.arg(dir.path().join("server.py")).arg(dir.path()), dir)
+    }
+
     fn launch(prepare: impl FnOnce(&std::path::Path) -> Result<Vec<PathBuf>>) -> Result<Self> {
         let dir = tempfile::Builder::new().prefix("portcullis-web-").tempdir()?;
         // Its user is the one of the PostgreSQL that tests run, so that keys are made for both in one way.
@@ -70,11 +129,15 @@ impl Web {
         let certificate = prepare(dir.path())?;
         let mut command = as_server("/usr/bin/python3".into())?;
         command.arg("-B").arg(dir.path().join("web.py")).arg(dir.path()).args(certificate);
+        Self::spawn(&mut command, dir)
+    }
+
+    fn spawn(command: &mut Command, dir: tempfile::TempDir) -> Result<Self> {
         let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn()?;
         let mut line = String::new();
         BufReader::new(child.stdout.take().context("no output")?).read_line(&mut line)?;
         let port = line.trim().parse().context("the web server does not start")?;
-        Ok(Self { child, dir, port })
+        Ok(Self { children: vec![child], dir, port })
     }
 
     /// Its folder, of which it serves `files`.
@@ -117,7 +180,9 @@ impl Server for Web {
 
 impl Drop for Web {
     fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        for child in &mut self.children {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
     }
 }

@@ -26,6 +26,7 @@ const PACKAGES: &[&str] = &[
     "openssh-client",
     "bzip2",
     "curl",
+    "nginx",
     "libclang-dev",
     "python3",
     "python3-venv",

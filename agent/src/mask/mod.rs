@@ -14,6 +14,7 @@ mod fit;
 pub mod fuzz;
 mod json;
 mod known;
+mod protobuf;
 mod stream;
 #[cfg(test)]
 #[expect(clippy::unwrap_used, reason = "a test fails by panicking")]
@@ -249,9 +250,7 @@ impl MaskSet {
     }
 
     fn find(&self, text: &[u8], secrets: &KnownSecrets, found: &mut SmallVec<[Found; 4]>) {
-        secrets.find(text, |range| {
-            found.push(Found { start: range.start, end: range.end, kind: Kind::KnownSecret, with: MaskWith::Redact });
-        });
+        secrets.find(text, |range| found.push(secret(range)));
         // What stands beside a secret ends where that begins: with it gone, it would be found in what is left.
         if !found.is_empty() && self.has_detectors() {
             let mut beside = SmallVec::<[Found; 4]>::new();
@@ -278,6 +277,10 @@ impl MaskSet {
     fn replace(&self, range: &Found, text: &[u8], out: &mut Vec<u8>) {
         fit::write(range.with, &text[range.start..range.end], &self.key, out);
     }
+}
+
+fn secret(range: std::ops::Range<usize>) -> Found {
+    Found { start: range.start, end: range.end, kind: Kind::KnownSecret, with: MaskWith::Redact }
 }
 
 /// Sorts ranges and merges those that overlap; the stricter mask stays, and a known secret's name.

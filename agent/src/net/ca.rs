@@ -20,6 +20,8 @@ use rustls::{
     pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer},
 };
 
+use crate::session::Alpn;
+
 /// Clocks of clients may run behind.
 const SKEW: Duration = Duration::from_secs(3600);
 const LEAF_VALIDITY: Duration = Duration::from_secs(7 * 24 * 3600);
@@ -56,9 +58,11 @@ pub struct RuntimeCa {
     issuer: Issuer<'static, KeyPair>,
     certificate: Certificate,
     ends: SystemTime,
-    /// By names, sorted.
-    leaves: Mutex<HashMap<Vec<String>, Leaf>>,
+    leaves: Mutex<HashMap<For, Leaf>>,
 }
+
+/// Names, sorted, and the protocol that is chosen within TLS.
+type For = (Vec<String>, Option<Alpn>);
 
 struct Leaf {
     config: Arc<ServerConfig>,
@@ -100,9 +104,9 @@ impl RuntimeCa {
             .map_err(|source| CaError::Write { path: path.to_owned(), source })
     }
 
-    /// A server configuration with a leaf that is valid for these DNS names and addresses. Leaves are kept and
-    /// replaced in time.
-    pub fn server_config(&self, names: &[String]) -> Result<Arc<ServerConfig>, CaError> {
+    /// A server configuration with a leaf that is valid for these DNS names and addresses, which chooses `protocol`
+    /// within TLS. Leaves are kept and replaced in time.
+    pub fn server_config(&self, names: &[String], protocol: Option<Alpn>) -> Result<Arc<ServerConfig>, CaError> {
         let mut names: Vec<String> = names.iter().map(|n| bare(n).to_ascii_lowercase()).collect();
         names.sort_unstable();
         names.dedup();
@@ -110,19 +114,22 @@ impl RuntimeCa {
         if names.is_empty() || names.len() > NAMES_MAX || !names.iter().all(fits) {
             return Err(CaError::Names);
         }
+        let key = (names, protocol);
         let now = SystemTime::now();
         // The lock is held while a leaf is made (well under a millisecond), so that one is made once.
         let mut leaves = self.leaves.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(leaf) = leaves.get(&names).filter(|leaf| now < leaf.renew_at) {
+        if let Some(leaf) = leaves.get(&key).filter(|leaf| now < leaf.renew_at) {
             return Ok(leaf.config.clone());
         }
         if leaves.len() >= LEAVES_MAX {
             leaves.clear();
         }
         let ends = (now + LEAF_VALIDITY).min(self.ends);
-        let config = Arc::new(self.issue(&names, now, ends)?);
+        let mut config = self.issue(&key.0, now, ends)?;
+        config.alpn_protocols = protocol.iter().map(|protocol| protocol.to_vec()).collect();
+        let config = Arc::new(config);
         let lives = ends.duration_since(now).unwrap_or_default();
-        leaves.insert(names, Leaf { config: config.clone(), renew_at: now + lives * 3 / 4 });
+        leaves.insert(key, Leaf { config: config.clone(), renew_at: now + lives * 3 / 4 });
         Ok(config)
     }
 

@@ -22,7 +22,7 @@ use futures_util::future::BoxFuture;
 
 use crate::{
     policy::TlsSpec,
-    session::{Accepted, BoxIo, NetError, Network, Secured},
+    session::{Alpn, BoxIo, Hello, NetError, Network, Secured},
 };
 
 /// The host's network.
@@ -59,11 +59,17 @@ impl Network for Net {
         Box::pin(async move { Ok(Box::new(dial::dial(&self.names, address).await?) as BoxIo) })
     }
 
-    fn secure<'a>(&'a self, io: BoxIo, host: &'a str, tls: &'a TlsSpec) -> BoxFuture<'a, Result<Secured, NetError>> {
-        Box::pin(self.client.secure(io, host, tls))
+    fn secure<'a>(
+        &'a self,
+        io: BoxIo,
+        host: &'a str,
+        tls: &'a TlsSpec,
+        protocols: &'a [Alpn],
+    ) -> BoxFuture<'a, Result<Secured, NetError>> {
+        Box::pin(self.client.secure(io, host, tls, protocols))
     }
 
-    fn accept_tls<'a>(&'a self, io: BoxIo, names: &'a [String]) -> BoxFuture<'a, Result<Accepted, NetError>> {
-        Box::pin(tls::accept(&self.ca, io, names))
+    fn read_hello(&self, io: BoxIo) -> BoxFuture<'_, Result<Box<dyn Hello>, NetError>> {
+        Box::pin(tls::read_hello(&self.ca, io))
     }
 }

@@ -97,7 +97,7 @@ async fn connect(net: &Net, config: Arc<ServerConfig>, host: &str, spec: &TlsSpe
         stream.write_all(&byte).await?;
         stream.flush().await
     });
-    let mut secured = net.secure(Box::new(ours), host, spec).await?;
+    let mut secured = net.secure(Box::new(ours), host, spec, &[]).await?;
     let mut byte = [42];
     let echo = async {
         secured.io.write_all(&byte).await?;
@@ -309,7 +309,7 @@ async fn a_peer_that_speaks_no_tls_is_refused() {
         let (ours, mut theirs) = tokio::io::duplex(16 * 1024);
         theirs.write_all(answer).await.unwrap();
         theirs.shutdown().await.unwrap();
-        let result = net().secure(Box::new(ours), "db.example", &spec(TlsMode::Require, None)).await;
+        let result = net().secure(Box::new(ours), "db.example", &spec(TlsMode::Require, None), &[]).await;
         assert!(matches!(result, Err(NetError::Tls(_))), "{result:?}");
     }
 }
@@ -318,7 +318,7 @@ async fn a_peer_that_speaks_no_tls_is_refused() {
 async fn a_silent_peer_is_given_up() {
     let (ours, _theirs) = tokio::io::duplex(1024);
     let (net, require) = (net(), spec(TlsMode::Require, None));
-    assert!(matches!(net.secure(Box::new(ours), "db.example", &require).await, Err(NetError::Timeout)));
+    assert!(matches!(net.secure(Box::new(ours), "db.example", &require, &[]).await, Err(NetError::Timeout)));
     let (ours, _theirs) = tokio::io::duplex(1024);
     assert!(matches!(net.accept_tls(Box::new(ours), &["a".into()]).await, Err(NetError::Timeout)));
 }
@@ -385,12 +385,12 @@ async fn through_ca(ca: &Arc<RuntimeCa>, names: &[&str], host: &str, spec: &TlsS
     let names: Vec<String> = names.iter().map(|n| (*n).to_owned()).collect();
     let net = Net::new(ca.clone());
     let (server, client) =
-        tokio::join!(net.accept_tls(Box::new(theirs), &names), net.secure(Box::new(ours), host, spec));
+        tokio::join!(net.accept_tls(Box::new(theirs), &names), net.secure(Box::new(ours), host, spec, &[]));
     let (mut server, mut client) = (server?, client?.io);
     client.write_all(b"hello").await.unwrap();
     client.shutdown().await.unwrap();
     let mut heard = Vec::new();
-    server.io.read_to_end(&mut heard).await.unwrap();
+    server.read_to_end(&mut heard).await.unwrap();
     assert_eq!(heard, b"hello");
     Ok(())
 }
@@ -421,21 +421,22 @@ async fn clients_that_trust_the_runtime_ca_accept_its_leaves() {
     assert!(through_ca(&another, &["a.example"], "a.example", &full).await.is_err());
     for names in [&[][..], &[""], &["a b"], &["\u{fc}.example"]] {
         let names: Vec<String> = names.iter().map(|n| (*n).to_owned()).collect();
-        assert!(matches!(ca.server_config(&names), Err(ca::CaError::Names)), "{names:?}");
+        assert!(matches!(ca.server_config(&names, None), Err(ca::CaError::Names)), "{names:?}");
     }
 }
 
 #[test]
 fn leaves_are_kept_and_bounded() {
     let ca = RuntimeCa::new(DAY).unwrap();
-    let config = |names: &[&str]| ca.server_config(&names.iter().map(|n| (*n).to_owned()).collect::<Vec<_>>()).unwrap();
+    let config =
+        |names: &[&str]| ca.server_config(&names.iter().map(|n| (*n).to_owned()).collect::<Vec<_>>(), None).unwrap();
     let first = config(&["a", "b"]);
     assert!(Arc::ptr_eq(&first, &config(&["B", "a", "a"])));
     assert!(!Arc::ptr_eq(&first, &config(&["a"])));
     // One whose authority is about to end is not kept.
     let ending = RuntimeCa::new(Duration::ZERO).unwrap();
     let names = ["a".to_owned()];
-    assert!(!Arc::ptr_eq(&ending.server_config(&names).unwrap(), &ending.server_config(&names).unwrap()));
+    assert!(!Arc::ptr_eq(&ending.server_config(&names, None).unwrap(), &ending.server_config(&names, None).unwrap()));
 }
 
 /// A client that is not ours.
@@ -451,7 +452,7 @@ async fn openssl_accepts_the_runtime_ca() {
         for _ in 0..2 {
             let (stream, _) = listener.accept().await.unwrap();
             if let Ok(mut io) = net.accept_tls(Box::new(stream), &["db.example".into()]).await {
-                let _ = io.io.shutdown().await;
+                let _ = io.shutdown().await;
             }
         }
     });

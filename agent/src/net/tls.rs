@@ -13,6 +13,7 @@ use std::{
 };
 
 use aws_lc_rs::digest;
+use futures_util::future::BoxFuture;
 use rustls::{
     CertificateError, ClientConfig, DigitallySignedStruct, InconsistentKeys, RootCertStore, SignatureScheme,
     client::{
@@ -22,18 +23,18 @@ use rustls::{
     },
     crypto::{CryptoProvider, aws_lc_rs as aws, verify_tls12_signature, verify_tls13_signature},
     pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime, pem::PemObject},
-    server::ParsedCertificate,
+    server::{Acceptor, ParsedCertificate},
     sign::{CertifiedKey, SingleCertAndKey},
 };
 use tokio::time::{Instant, timeout};
-use tokio_rustls::{TlsAcceptor, TlsConnector};
+use tokio_rustls::{LazyConfigAcceptor, StartHandshake, TlsConnector};
 use x509_parser::{parse_x509_certificate, signature_algorithm::SignatureAlgorithm};
 
 use super::ca::RuntimeCa;
 use crate::{
     policy::{TlsMode, TlsSpec},
     secrets,
-    session::{Accepted, BoxIo, NetError, Secured},
+    session::{Alpn, BoxIo, Hello, NetError, Secured},
 };
 
 const HANDSHAKE_LIMIT: Duration = Duration::from_secs(10);
@@ -48,13 +49,40 @@ pub(super) fn provider() -> Arc<CryptoProvider> {
     Arc::new(aws::default_provider())
 }
 
-/// TLS as a server toward a governed client. Cancel safe in that the stream is lost.
-pub(super) async fn accept(ca: &RuntimeCa, io: BoxIo, names: &[String]) -> Result<Accepted, NetError> {
-    let config = ca.server_config(names).map_err(|e| NetError::Settings(e.into()))?;
-    let accepted = timeout(HANDSHAKE_LIMIT, TlsAcceptor::from(config).accept(io)).await;
-    let stream = accepted.map_err(|_| NetError::Timeout)?.map_err(|e| NetError::Tls(e.into()))?;
-    let server_name = stream.get_ref().1.server_name().map(str::to_owned);
-    Ok(Accepted { io: Box::new(stream), server_name })
+/// Reads a governed client's first message. Cancel safe in that the stream is lost.
+pub(super) async fn read_hello(ca: &Arc<RuntimeCa>, io: BoxIo) -> Result<Box<dyn Hello>, NetError> {
+    let read = timeout(HANDSHAKE_LIMIT, LazyConfigAcceptor::new(Acceptor::default(), io)).await;
+    let start = read.map_err(|_| NetError::Timeout)?.map_err(|e| NetError::Tls(e.into()))?;
+    let offered = start.client_hello().alpn().into_iter().flatten().map(<[u8]>::to_vec).collect();
+    let server_name = start.client_hello().server_name().map(str::to_owned);
+    Ok(Box::new(Begun { ca: Arc::clone(ca), server_name, offered, start }))
+}
+
+/// A handshake that a client began.
+struct Begun {
+    ca: Arc<RuntimeCa>,
+    server_name: Option<String>,
+    offered: Vec<Vec<u8>>,
+    start: StartHandshake<BoxIo>,
+}
+
+impl Hello for Begun {
+    fn server_name(&self) -> Option<&str> {
+        self.server_name.as_deref()
+    }
+
+    fn offers(&self, protocol: Alpn) -> bool {
+        self.offered.iter().any(|offered| offered == protocol)
+    }
+
+    fn accept(self: Box<Self>, names: &[String], protocol: Option<Alpn>) -> BoxFuture<'_, Result<BoxIo, NetError>> {
+        Box::pin(async move {
+            let config = self.ca.server_config(names, protocol).map_err(|e| NetError::Settings(e.into()))?;
+            let accepted = timeout(HANDSHAKE_LIMIT, self.start.into_stream(config)).await;
+            let stream = accepted.map_err(|_| NetError::Timeout)?.map_err(|e| NetError::Tls(e.into()))?;
+            Ok(Box::new(stream) as BoxIo)
+        })
+    }
 }
 
 /// TLS as a client, with configurations kept for a minute.
@@ -65,14 +93,26 @@ pub(super) struct Client {
 
 impl Client {
     /// Cancel safe in that the stream is lost.
-    pub(super) async fn secure(&self, io: BoxIo, host: &str, spec: &TlsSpec) -> Result<Secured, NetError> {
+    pub(super) async fn secure(
+        &self,
+        io: BoxIo,
+        host: &str,
+        spec: &TlsSpec,
+        protocols: &[Alpn],
+    ) -> Result<Secured, NetError> {
         let name = server_name(host)?;
-        let config = self.config(spec).await?;
+        let mut config = self.config(spec).await?;
+        if !protocols.is_empty() {
+            // What is costly in it is shared.
+            Arc::make_mut(&mut config).alpn_protocols = protocols.iter().map(|protocol| protocol.to_vec()).collect();
+        }
         let connected = timeout(HANDSHAKE_LIMIT, TlsConnector::from(config).connect(name, io)).await;
         let stream = connected.map_err(|_| NetError::Timeout)?.map_err(|e| NetError::Tls(e.into()))?;
-        let leaf = stream.get_ref().1.peer_certificates().and_then(<[_]>::first);
+        let (_, session) = stream.get_ref();
+        let leaf = session.peer_certificates().and_then(<[_]>::first);
         let endpoint_hash = leaf.and_then(|leaf| endpoint_hash(leaf));
-        Ok(Secured { io: Box::new(stream), endpoint_hash })
+        let protocol = session.alpn_protocol().map(<[u8]>::to_vec);
+        Ok(Secured { io: Box::new(stream), endpoint_hash, protocol })
     }
 
     async fn config(&self, spec: &TlsSpec) -> Result<Arc<ClientConfig>, NetError> {

@@ -280,6 +280,11 @@ pub async fn may_connect(cx: &Arc<ConnectionCx>, database: Option<Arc<str>>) -> 
     }
 }
 
+/// Whether the policy in force lets this connection open without asking anybody. Nothing is recorded.
+pub fn would_connect(cx: &ConnectionCx) -> bool {
+    matches!(cx.decide(&connect(cx)), Decision::Allow(_))
+}
+
 /// The command of opening a connection, for the gate: holds and grants apply to it as to any other.
 fn connect_command(cx: &ConnectionCx) -> Command {
     let text: Arc<str> = format!("connect {} ({})", cx.upstream.name, cx.address).into();

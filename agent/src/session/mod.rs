@@ -15,8 +15,8 @@ mod permit;
 
 pub use cx::{ConnectionCx, Judge};
 pub use gate::{Begun, Gate};
-pub use house::{Arrival, Ended, House, Protocol, SessionError, gate, may_connect, serve};
+pub use house::{Arrival, Ended, House, Protocol, SessionError, gate, may_connect, serve, would_connect};
 pub use live::{ConnectionView, Entry, LiveTable};
 pub use names::Answered;
-pub use network::{Accepted, BoxIo, Io, NetError, Network, Secured, Source};
+pub use network::{Alpn, BoxIo, Hello, Io, NetError, Network, Secured, Source};
 pub use permit::{Command, DataRight, HoldNotice, Inert, Lasting, Permit, Refusal, Standing, Upstream};

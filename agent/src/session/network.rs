@@ -21,6 +21,8 @@ pub struct Secured {
     pub io: BoxIo,
     /// `tls-server-end-point` channel binding (RFC 5929 section 4), where the certificate's signature allows it.
     pub endpoint_hash: Option<Vec<u8>>,
+    /// What the server chose among the protocols that were offered.
+    pub protocol: Option<Vec<u8>>,
 }
 
 impl fmt::Debug for Secured {
@@ -29,18 +31,19 @@ impl fmt::Debug for Secured {
     }
 }
 
-/// A client's stream after its TLS handshake.
-pub struct Accepted {
-    /// The stream in the clear.
-    pub io: BoxIo,
-    /// The name that the client asked for (SNI, RFC 6066 section 3).
-    pub server_name: Option<String>,
-}
+/// A protocol within TLS, as ALPN names it (RFC 7301).
+pub type Alpn = &'static [u8];
 
-impl fmt::Debug for Accepted {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Accepted").field("server_name", &self.server_name).finish_non_exhaustive()
-    }
+/// A client's TLS handshake, of which the first message was read and nothing is answered yet.
+pub trait Hello: Send {
+    /// The name that the client asks for (SNI, RFC 6066 section 3).
+    fn server_name(&self) -> Option<&str>;
+
+    /// Whether the client offers a protocol.
+    fn offers(&self, protocol: Alpn) -> bool;
+
+    /// Goes on with a leaf of the runtime CA that is valid for these DNS names and addresses, choosing `protocol`.
+    fn accept(self: Box<Self>, names: &[String], protocol: Option<Alpn>) -> BoxFuture<'_, Result<BoxIo, NetError>>;
 }
 
 /// Dialing, naming and encrypting.
@@ -51,11 +54,22 @@ pub trait Network: Send + Sync {
     /// Connects to `host:port`, with a time limit.
     fn dial<'a>(&'a self, address: &'a str) -> BoxFuture<'a, Result<BoxIo, NetError>>;
 
-    /// TLS as a client, checked as `tls` says against `host`. Not to be called with mode `disable`.
-    fn secure<'a>(&'a self, io: BoxIo, host: &'a str, tls: &'a TlsSpec) -> BoxFuture<'a, Result<Secured, NetError>>;
+    /// TLS as a client, checked as `tls` says against `host`, offering `protocols`. Not to be called with mode `disable`.
+    fn secure<'a>(
+        &'a self,
+        io: BoxIo,
+        host: &'a str,
+        tls: &'a TlsSpec,
+        protocols: &'a [Alpn],
+    ) -> BoxFuture<'a, Result<Secured, NetError>>;
 
-    /// TLS as a server, with a leaf of the runtime CA that is valid for these DNS names and addresses.
-    fn accept_tls<'a>(&'a self, io: BoxIo, names: &'a [String]) -> BoxFuture<'a, Result<Accepted, NetError>>;
+    /// Begins TLS as a server.
+    fn read_hello(&self, io: BoxIo) -> BoxFuture<'_, Result<Box<dyn Hello>, NetError>>;
+
+    /// TLS as a server, whatever name and protocols the client asks for.
+    fn accept_tls<'a>(&'a self, io: BoxIo, names: &'a [String]) -> BoxFuture<'a, Result<BoxIo, NetError>> {
+        Box::pin(async move { self.read_hello(io).await?.accept(names, None).await })
+    }
 }
 
 /// The network failed. What is displayed may be shown to an agent; the source may not.

@@ -1,8 +1,5 @@
-//! Bodies of responses on their way to the client: masked as they stream by, and told to the record when they end.
-//!
-//! JSON is masked value by value, server-sent events one by one as they come, other text as a stream that holds some KiB
-//! back. Of what is neither (images, archives) only known secrets are masked: what looks like an address there is chance.
-//! Failure mode: what cannot be looked into does not come through.
+//! Bodies of responses on their way to the client: decoded, masked and encoded again as they stream by, and told to the
+//! record when they end.
 
 use std::{
     pin::Pin,
@@ -12,186 +9,26 @@ use std::{
 };
 
 use bytes::Bytes;
+use http::HeaderMap;
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 
+use super::{
+    coding::{Coding, Decoder, Encoder},
+    masker::{MaskError, Masker},
+    upstream::Keep,
+};
 use crate::{
-    action::Unresolved,
-    mask::{Hits, JsonError, JsonMasker, KnownSecrets, MaskSet, REDACTED, StreamScrubber},
+    mask::Hits,
     record::{EventBody, MaskedNote},
     session::ConnectionCx,
 };
 
-/// Longest event of a stream of server-sent events, in bytes.
-const EVENT_MAX: usize = 1 << 20;
 /// How much of a body the record keeps.
 const SAMPLE: usize = 4 << 10;
 
 /// What a client's library is told when a body cannot go on.
 pub type BodyError = Box<dyn std::error::Error + Send + Sync>;
-
-/// Masks one body.
-pub enum Masker {
-    /// Nothing is to be masked: pieces pass by reference count.
-    Pass,
-    /// By place, and by what is found in each value.
-    Json(Box<JsonMasker>),
-    /// By what is found.
-    Text(Box<StreamScrubber>),
-    /// Event by event.
-    Events { masks: Arc<MaskSet>, secrets: Arc<KnownSecrets>, event: Vec<u8>, hits: Hits },
-    /// A fixed text takes the place of all of it.
-    Hidden { hits: Hits },
-}
-
-/// Why a body does not come through.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum MaskError {
-    /// Places in it are masked, and it is not JSON.
-    #[error("the policy masks places in JSON, and this body is said not to be JSON")]
-    NotJson,
-    /// It is not what it is said to be.
-    #[error(transparent)]
-    Json(#[from] JsonError),
-    /// An event has no end.
-    #[error("a server-sent event is too long to be looked into")]
-    LongEvent,
-}
-
-impl Masker {
-    /// For a body of a type.
-    ///
-    /// # Errors
-    /// It must not come through.
-    pub fn new(masks: &Arc<MaskSet>, secrets: &Arc<KnownSecrets>, content_type: &str) -> Result<Self, MaskError> {
-        if masks.is_empty() && secrets.is_empty() {
-            return Ok(Self::Pass);
-        }
-        let (masks, secrets) = (Arc::clone(masks), Arc::clone(secrets));
-        let kind = content_type.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
-        let json = matches!(&*kind, "application/json" | "text/json" | "application/x-ndjson" | "application/jsonl")
-            || kind.ends_with("+json");
-        if kind == "text/event-stream" {
-            return Ok(Self::Events { masks, secrets, event: Vec::new(), hits: Hits::default() });
-        }
-        if json && (masks.has_places() || masks.has_detectors()) {
-            return Ok(Self::Json(Box::new(JsonMasker::new(masks, secrets))));
-        }
-        if masks.has_places() {
-            return match masks.unresolved() {
-                Unresolved::Deny => Err(MaskError::NotJson),
-                Unresolved::Mask => {
-                    let mut hits = Hits::default();
-                    hits.add(&Arc::from("json:unresolved"));
-                    Ok(Self::Hidden { hits })
-                }
-            };
-        }
-        let masks = if json || is_text(&kind) { masks } else { Arc::new(MaskSet::none()) };
-        Ok(Self::Text(Box::new(StreamScrubber::new(masks, secrets))))
-    }
-
-    /// Takes the next piece and appends to `out` what can be sent by now. Not for [`Masker::Pass`].
-    ///
-    /// # Errors
-    /// It cannot be looked into.
-    pub fn push(&mut self, piece: &[u8], out: &mut Vec<u8>) -> Result<(), MaskError> {
-        match self {
-            Self::Pass => out.extend_from_slice(piece),
-            Self::Json(masker) => masker.push(piece, out)?,
-            Self::Text(scrubber) => scrubber.push(piece, out),
-            Self::Hidden { .. } => {}
-            Self::Events { masks, secrets, event, hits } => {
-                for byte in piece {
-                    event.push(*byte);
-                    // An event ends with an empty line, whatever ends its lines.
-                    if event.ends_with(b"\n\n") || event.ends_with(b"\r\r") || event.ends_with(b"\r\n\r\n") {
-                        mask_event(masks, secrets, event, hits, out)?;
-                        event.clear();
-                    }
-                }
-                if event.len() > EVENT_MAX {
-                    return Err(MaskError::LongEvent);
-                }
-            }
-        }
-        Ok(())
-    }
-
-    /// Ends the body.
-    ///
-    /// # Errors
-    /// It ends where it must not.
-    pub fn finish(self, out: &mut Vec<u8>) -> Result<Hits, MaskError> {
-        match self {
-            Self::Pass => Ok(Hits::default()),
-            Self::Json(masker) => Ok(masker.finish(out)?),
-            Self::Text(scrubber) => Ok(scrubber.finish(out)),
-            Self::Hidden { hits } => {
-                out.extend_from_slice(REDACTED.as_bytes());
-                Ok(hits)
-            }
-            Self::Events { masks, secrets, event, mut hits } => {
-                mask_event(&masks, &secrets, &event, &mut hits, out)?;
-                Ok(hits)
-            }
-        }
-    }
-}
-
-/// One event, line by line: data that is JSON by its places, everything by what is found in it.
-fn mask_event(
-    masks: &Arc<MaskSet>,
-    secrets: &Arc<KnownSecrets>,
-    event: &[u8],
-    hits: &mut Hits,
-    out: &mut Vec<u8>,
-) -> Result<(), MaskError> {
-    for line in event.split_inclusive(|b| *b == b'\n') {
-        let data = line.strip_prefix(b"data:");
-        let json = data.filter(|_| masks.has_places() || masks.has_detectors());
-        match json.map(|data| mask_data(masks, secrets, data)) {
-            Some(Ok((data, found))) => {
-                out.extend_from_slice(b"data:");
-                out.extend_from_slice(&data);
-                hits.merge(&found);
-            }
-            // What has no object in it has no places: some streams end with a word of their own.
-            Some(Err(error)) if masks.has_places() && line.contains(&b'{') => return Err(error.into()),
-            Some(Err(_)) | None => {
-                let masked = masks.scrub(line, secrets, hits);
-                out.extend_from_slice(&masked.or_text(line));
-            }
-        }
-    }
-    Ok(())
-}
-
-fn mask_data(masks: &Arc<MaskSet>, secrets: &Arc<KnownSecrets>, data: &[u8]) -> Result<(Vec<u8>, Hits), JsonError> {
-    let mut masker = JsonMasker::new(Arc::clone(masks), Arc::clone(secrets));
-    let mut out = Vec::with_capacity(data.len());
-    masker.push(data, &mut out)?;
-    let hits = masker.finish(&mut out)?;
-    Ok((out, hits))
-}
-
-/// Whether people or programs read it as text. What does not say what it is may be.
-fn is_text(kind: &str) -> bool {
-    const TEXTS: &[&str] = &[
-        "",
-        "application/javascript",
-        "application/graphql",
-        "application/graphql-response",
-        "application/sql",
-        "application/toml",
-        "application/x-www-form-urlencoded",
-        "application/x-yaml",
-        "application/xml",
-        "application/yaml",
-    ];
-    let family = ["text/", "multipart/", "message/"].iter().any(|family| kind.starts_with(family));
-    family || kind.ends_with("+xml") || kind.ends_with("+yaml") || TEXTS.contains(&kind)
-}
 
 /// What the record is told of a response when its body has ended, or was broken off.
 pub struct Report {
@@ -202,12 +39,13 @@ pub struct Report {
     bytes: u64,
     sample: Vec<u8>,
     hits: Hits,
+    grpc_status: Option<String>,
 }
 
 impl Report {
     /// Of a response whose head came.
     pub fn new(cx: Arc<ConnectionCx>, seq: u64, status: http::StatusCode, started: Instant) -> Self {
-        Self { cx, seq, status, started, bytes: 0, sample: Vec::new(), hits: Hits::default() }
+        Self { cx, seq, status, started, bytes: 0, sample: Vec::new(), hits: Hits::default(), grpc_status: None }
     }
 
     /// Counts what was masked.
@@ -218,14 +56,33 @@ impl Report {
     /// Counts what the client gets.
     pub fn sent(&mut self, piece: &[u8]) {
         self.bytes += piece.len() as u64;
-        let room = SAMPLE.saturating_sub(self.sample.len());
-        self.sample.extend_from_slice(&piece[..piece.len().min(room)]);
+        show(&mut self.sample, piece);
+    }
+
+    /// Shows this in place of an encoded body.
+    fn decoded(&mut self, shown: Vec<u8>) {
+        self.sample = shown;
+    }
+
+    fn is_grpc_error(&self) -> bool {
+        self.grpc_status.as_ref().is_some_and(|status| !status.starts_with("grpc-status 0 "))
+    }
+
+    /// Notes what a call of gRPC says of itself, in its head or at its end.
+    pub fn trailers(&mut self, fields: &HeaderMap) {
+        let text = |name| fields.get(name).map(|value: &http::HeaderValue| String::from_utf8_lossy(value.as_bytes()));
+        if let Some(status) = text("grpc-status") {
+            self.grpc_status = Some(format!("grpc-status {status} {}", text("grpc-message").unwrap_or_default()));
+        }
     }
 
     /// Records how it ended.
     pub fn end(self, broken: Option<&str>) {
         let reason = self.status.canonical_reason().unwrap_or_default();
         let mut result = format!("{} {reason}", self.status.as_u16()).trim_end().to_owned();
+        if let Some(status) = &self.grpc_status {
+            result.push_str(&format!(", {}", status.trim_end()));
+        }
         if let Some(broken) = broken {
             result.push_str(&format!(", broken off: {broken}"));
         }
@@ -235,7 +92,7 @@ impl Report {
         let body = EventBody::Result {
             seq: self.seq,
             result: result.into(),
-            failed: broken.is_some() || self.status.as_u16() >= 400,
+            failed: broken.is_some() || self.status.as_u16() >= 400 || self.is_grpc_error(),
             columns: if is_text { [Arc::from("body")].into() } else { Arc::default() },
             sample: if is_text { vec![vec![Some(sample)]] } else { Vec::new() },
             rows: u64::from(is_text),
@@ -251,22 +108,128 @@ impl Report {
     }
 }
 
+/// Decodes a body, masks it, and encodes it again.
+pub struct Pipe {
+    masker: Masker,
+    coded: Option<Box<(Decoder, Encoder)>>,
+    /// The beginning of an encoded body as the client reads it.
+    shown: Vec<u8>,
+}
+
+impl Pipe {
+    /// For a body that comes in a coding, or in none.
+    pub fn new(masker: Masker, coding: Option<Coding>) -> Self {
+        // What passes as it is needs no decoding.
+        let coding = coding.filter(|_| !matches!(masker, Masker::Pass));
+        Self {
+            masker,
+            coded: coding.map(|coding| Box::new((Decoder::new(coding), Encoder::new(coding)))),
+            shown: Vec::new(),
+        }
+    }
+
+    fn passes(&self) -> bool {
+        matches!(self.masker, Masker::Pass)
+    }
+
+    /// Takes from `input` and appends to `out` what can be sent by now. Says whether there is more to do without more input.
+    ///
+    /// # Errors
+    /// It cannot be looked into.
+    pub fn push(&mut self, input: &mut Bytes, out: &mut Vec<u8>) -> Result<bool, MaskError> {
+        let Some(coded) = &mut self.coded else {
+            self.masker.push(input, out)?;
+            input.clear();
+            return Ok(false);
+        };
+        let (decoder, encoder) = &mut **coded;
+        let (mut plain, mut masked) = (Vec::new(), Vec::new());
+        let mut more = true;
+        // Not more at once than others can wait for.
+        for _ in 0..16 {
+            plain.clear();
+            masked.clear();
+            more = decoder.step(input, &mut plain)?;
+            self.masker.push(&plain, &mut masked)?;
+            show(&mut self.shown, &masked);
+            encoder.push(&masked, out)?;
+            if !more || out.len() >= 64 << 10 {
+                break;
+            }
+        }
+        if !more {
+            encoder.flush(out)?;
+        }
+        Ok(more)
+    }
+
+    /// Ends the body. Returns what was masked and, of an encoded body, the beginning as the client reads it.
+    ///
+    /// # Errors
+    /// It ends where it must not.
+    pub fn finish(self, out: &mut Vec<u8>) -> Result<(Hits, Vec<u8>), MaskError> {
+        let (Some(coded), mut shown) = (self.coded, self.shown) else {
+            return Ok((self.masker.finish(out)?, Vec::new()));
+        };
+        let (decoder, mut encoder) = *coded;
+        decoder.finish()?;
+        let mut masked = Vec::new();
+        let hits = self.masker.finish(&mut masked)?;
+        show(&mut shown, &masked);
+        encoder.push(&masked, out)?;
+        encoder.finish(out)?;
+        Ok((hits, shown))
+    }
+}
+
+/// Keeps the beginning.
+fn show(sample: &mut Vec<u8>, piece: &[u8]) {
+    let room = SAMPLE.saturating_sub(sample.len());
+    sample.extend_from_slice(&piece[..piece.len().min(room)]);
+}
+
 /// A response's body while it streams.
 pub struct MaskedBody {
     inner: Incoming,
-    masker: Option<Masker>,
+    /// The connection that it comes on.
+    _keep: Keep,
+    /// Until the body ends.
+    pipe: Option<Pipe>,
+    input: Bytes,
+    /// The pipe has more to do without more input.
+    more: bool,
+    trailers: Option<HeaderMap>,
     report: Option<Report>,
+    mask_fields: Box<dyn FnMut(&mut HeaderMap) -> Hits + Send>,
 }
 
 impl MaskedBody {
-    /// Masks what comes from `inner`, and tells `report` of it.
-    pub fn new(inner: Incoming, masker: Masker, report: Report) -> Self {
-        Self { inner, masker: Some(masker), report: Some(report) }
+    /// Masks what comes from `inner`, its trailers by `mask_fields`, and tells `report` of it.
+    pub fn new(
+        inner: Incoming,
+        keep: Keep,
+        pipe: Pipe,
+        report: Report,
+        mask_fields: impl FnMut(&mut HeaderMap) -> Hits + Send + 'static,
+    ) -> Self {
+        Self {
+            inner,
+            _keep: keep,
+            pipe: Some(pipe),
+            input: Bytes::new(),
+            more: false,
+            trailers: None,
+            report: Some(report),
+            mask_fields: Box::new(mask_fields),
+        }
     }
 
     fn end(&mut self, broken: Option<&str>) {
-        self.masker = None;
-        if let Some(report) = self.report.take() {
+        let pipe = self.pipe.take();
+        if let Some(mut report) = self.report.take() {
+            if let Some(pipe) = pipe.filter(|pipe| pipe.coded.is_some()) {
+                report.decoded(pipe.shown);
+            }
             report.end(broken);
         }
     }
@@ -282,6 +245,34 @@ impl MaskedBody {
         }
         Poll::Ready(Some(Ok(Frame::data(piece))))
     }
+
+    /// The upstream has sent all of it.
+    fn finish(&mut self) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let Some(pipe) = self.pipe.take() else { return Poll::Ready(None) };
+        let (mut out, coded) = (Vec::new(), pipe.coded.is_some());
+        match pipe.finish(&mut out) {
+            Err(error) => self.broken(error.into()),
+            Ok((hits, shown)) => {
+                if let Some(report) = &mut self.report {
+                    report.masked(&hits);
+                    report.sent(&out);
+                    if coded {
+                        report.decoded(shown);
+                    }
+                    if let Some(trailers) = &mut self.trailers {
+                        report.masked(&(self.mask_fields)(trailers));
+                        report.trailers(trailers);
+                    }
+                }
+                self.end(None);
+                if out.is_empty() { self.last() } else { Poll::Ready(Some(Ok(Frame::data(out.into())))) }
+            }
+        }
+    }
+
+    fn last(&mut self) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        Poll::Ready(self.trailers.take().map(|trailers| Ok(Frame::trailers(trailers))))
+    }
 }
 
 impl Body for MaskedBody {
@@ -289,52 +280,44 @@ impl Body for MaskedBody {
     type Error = BodyError;
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let this = &mut *self;
         loop {
-            let Some(masker) = &self.masker else { return Poll::Ready(None) };
-            let passes = matches!(masker, Masker::Pass);
-            match ready!(Pin::new(&mut self.inner).poll_frame(cx)) {
-                Some(Ok(frame)) => match frame.into_data() {
-                    Ok(piece) if passes => return self.sent(piece),
-                    Ok(piece) => {
-                        let mut out = Vec::with_capacity(piece.len() + 64);
-                        let Some(masker) = &mut self.masker else { return Poll::Ready(None) };
-                        if let Err(error) = masker.push(&piece, &mut out) {
-                            return self.broken(error.into());
-                        }
-                        if !out.is_empty() {
-                            return self.sent(out.into());
-                        }
-                    }
-                    // Trailers: nothing looks into them, so they are left out.
-                    Err(_) => {}
-                },
-                Some(Err(error)) => return self.broken(error.into()),
-                None => {
-                    let Some(masker) = self.masker.take() else { return Poll::Ready(None) };
-                    let mut out = Vec::new();
-                    match masker.finish(&mut out) {
-                        Err(error) => return self.broken(error.into()),
-                        Ok(hits) => {
-                            if let Some(report) = &mut self.report {
-                                report.masked(&hits);
-                                report.sent(&out);
-                            }
-                            self.end(None);
-                            return Poll::Ready((!out.is_empty()).then(|| Ok(Frame::data(out.into()))));
-                        }
-                    }
+            let Some(pipe) = &mut this.pipe else { return this.last() };
+            if this.more || !this.input.is_empty() {
+                let mut out = Vec::with_capacity(this.input.len() + 64);
+                match pipe.push(&mut this.input, &mut out) {
+                    Ok(more) => this.more = more,
+                    Err(error) => return this.broken(error.into()),
                 }
+                if !out.is_empty() {
+                    return this.sent(out.into());
+                }
+                if this.more {
+                    cx.waker().wake_by_ref();
+                    return Poll::Pending;
+                }
+                continue;
+            }
+            let passes = pipe.passes();
+            match ready!(Pin::new(&mut this.inner).poll_frame(cx)) {
+                Some(Ok(frame)) => match frame.into_data() {
+                    Ok(piece) if passes => return this.sent(piece),
+                    Ok(piece) => this.input = piece,
+                    Err(frame) => this.trailers = frame.into_trailers().ok(),
+                },
+                Some(Err(error)) => return this.broken(error.into()),
+                None => return this.finish(),
             }
         }
     }
 
     fn is_end_stream(&self) -> bool {
-        self.masker.is_none()
+        self.pipe.is_none() && self.trailers.is_none()
     }
 
     fn size_hint(&self) -> SizeHint {
-        match &self.masker {
-            Some(Masker::Pass) => self.inner.size_hint(),
+        match &self.pipe {
+            Some(pipe) if pipe.passes() => self.inner.size_hint(),
             _ => SizeHint::default(),
         }
     }

@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use http::{HeaderValue, Response, StatusCode, header};
-use http_body_util::{BodyExt, Full, combinators::UnsyncBoxBody};
+use http_body_util::{BodyExt, Empty, Full, combinators::UnsyncBoxBody};
 use serde::Serialize;
 
 use super::body::BodyError;
@@ -63,7 +63,7 @@ impl Problem {
         }
     }
 
-    /// As an answer. A request that could not be read to its end takes its connection with it.
+    /// As an answer. A request that could not be read to its end takes its connection of HTTP/1.1 with it.
     pub fn response(&self) -> Response<AnyBody> {
         let text = serde_json::to_vec(self).unwrap_or_default();
         let body = Full::new(Bytes::from(text)).map_err(|never| match never {}).boxed_unsync();
@@ -76,5 +76,62 @@ impl Problem {
             headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
         response
+    }
+
+    /// As an answer to a call of gRPC: a status of its own in a head without a body ("PROTOCOL-HTTP2", Trailers-Only).
+    pub fn grpc(&self) -> Response<AnyBody> {
+        let code = match self.status {
+            StatusCode::FORBIDDEN => "7",
+            StatusCode::BAD_REQUEST | StatusCode::MISDIRECTED_REQUEST => "3",
+            StatusCode::PAYLOAD_TOO_LARGE => "8",
+            StatusCode::NOT_IMPLEMENTED => "12",
+            StatusCode::GATEWAY_TIMEOUT | StatusCode::REQUEST_TIMEOUT => "4",
+            StatusCode::BAD_GATEWAY | StatusCode::SERVICE_UNAVAILABLE => "14",
+            _ => "2",
+        };
+        let mut text = self.detail.clone();
+        for more in
+            [&self.hold.as_ref().map(|hold| format!(" (hold {hold})")), &self.hint.as_ref().map(|h| format!(" {h}"))]
+        {
+            text.push_str(more.as_deref().unwrap_or_default());
+        }
+        let mut response = Response::new(Empty::new().map_err(|never| match never {}).boxed_unsync());
+        let headers = response.headers_mut();
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+        headers.insert("grpc-status", HeaderValue::from_static(code));
+        if let Ok(message) = HeaderValue::try_from(percent(&text)) {
+            headers.insert("grpc-message", message);
+        }
+        response
+    }
+}
+
+/// Printable ASCII but `%` as it is, every other byte encoded, as gRPC wants its messages.
+fn percent(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for byte in text.bytes() {
+        match byte {
+            b' '..=b'~' if byte != b'%' => out.push(char::from(byte)),
+            _ => out.push_str(&format!("%{byte:02X}")),
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_refused_call_of_grpc_has_a_status_and_a_reason() {
+        let problem = Problem::new(StatusCode::FORBIDDEN, "Refused by policy", "50 % of \u{fc}ber\n");
+        let response = problem.grpc();
+        assert_eq!(
+            (response.status(), &response.headers()["grpc-status"]),
+            (StatusCode::OK, &HeaderValue::from_static("7"))
+        );
+        assert_eq!(response.headers()["grpc-message"].to_str().unwrap(), "50 %25 of %C3%BCber%0A");
+        assert!(http_body::Body::is_end_stream(response.body()));
     }
 }

@@ -238,7 +238,7 @@ fn request_line(line: &[u8]) -> Result<Version, Violation> {
     };
     // What a client begins with that speaks HTTP/2 unasked (RFC 9113 section 3.4).
     if line == b"PRI * HTTP/2.0" {
-        return Err(Violation("HTTP/2 is not spoken here yet: use HTTP/1.1"));
+        return Err(Violation("HTTP/2 was not agreed on for this connection"));
     }
     if method.is_empty() || method.len() > 32 || !method.iter().all(|b| b.is_ascii_uppercase() || *b == b'-') {
         return Err(Violation("the method has characters that no method has"));

@@ -14,7 +14,7 @@ use std::{
     task::{Context, Poll, ready},
 };
 
-use bytes::{Buf, BytesMut};
+use bytes::{Buf, Bytes, BytesMut};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::guard::{Guard, Place, Violation};
@@ -51,23 +51,77 @@ pub struct Traffic {
     pub written: AtomicU64,
 }
 
+/// A client's stream, of which the first bytes were read already, counted.
+pub struct Counted {
+    first: Bytes,
+    io: BoxIo,
+    traffic: Arc<Traffic>,
+}
+
+impl Counted {
+    /// `first` was read from `io` already.
+    pub fn new(first: Bytes, io: BoxIo, traffic: Arc<Traffic>) -> Self {
+        Self { first, io, traffic }
+    }
+}
+
+impl AsyncRead for Counted {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let before = buf.filled().len();
+        if self.first.is_empty() {
+            ready!(Pin::new(&mut self.io).poll_read(cx, buf))?;
+        } else {
+            let len = self.first.len().min(buf.remaining());
+            buf.put_slice(&self.first.split_to(len));
+        }
+        self.traffic.read.fetch_add((buf.filled().len() - before) as u64, Ordering::Relaxed);
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for Counted {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        let written = ready!(Pin::new(&mut self.io).poll_write(cx, buf))?;
+        self.traffic.written.fetch_add(written as u64, Ordering::Relaxed);
+        Poll::Ready(Ok(written))
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_shutdown(cx)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let written = ready!(Pin::new(&mut self.io).poll_write_vectored(cx, bufs))?;
+        self.traffic.written.fetch_add(written as u64, Ordering::Relaxed);
+        Poll::Ready(Ok(written))
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.io.is_write_vectored()
+    }
+}
+
 /// A stream whose requests are checked as they are read.
 pub struct Guarded {
-    io: BoxIo,
+    io: Counted,
     guard: Guard,
     input: BytesMut,
     output: BytesMut,
     wrong: Arc<Wrong>,
-    traffic: Arc<Traffic>,
 }
 
 impl Guarded {
-    /// `first` was read from `io` already.
-    pub fn new(io: BoxIo, first: BytesMut, wrong: Arc<Wrong>, traffic: Arc<Traffic>) -> Self {
-        traffic.read.fetch_add(first.len() as u64, Ordering::Relaxed);
-        let mut guarded = Self { io, guard: Guard::default(), input: first, output: BytesMut::new(), wrong, traffic };
-        guarded.check();
-        guarded
+    /// Over a client's stream.
+    pub fn new(io: Counted, wrong: Arc<Wrong>) -> Self {
+        Self { io, guard: Guard::default(), input: BytesMut::new(), output: BytesMut::new(), wrong }
     }
 
     /// Moves what is fine. What is not is replaced, once.
@@ -105,7 +159,6 @@ impl AsyncRead for Guarded {
             if read.filled().is_empty() {
                 return Poll::Ready(Ok(()));
             }
-            this.traffic.read.fetch_add(read.filled().len() as u64, Ordering::Relaxed);
             if this.guard.broke().is_none() {
                 this.input.extend_from_slice(read.filled());
                 this.check();
@@ -116,9 +169,7 @@ impl AsyncRead for Guarded {
 
 impl AsyncWrite for Guarded {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        let written = ready!(Pin::new(&mut self.io).poll_write(cx, buf))?;
-        self.traffic.written.fetch_add(written as u64, Ordering::Relaxed);
-        Poll::Ready(Ok(written))
+        Pin::new(&mut self.io).poll_write(cx, buf)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -134,9 +185,7 @@ impl AsyncWrite for Guarded {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        let written = ready!(Pin::new(&mut self.io).poll_write_vectored(cx, bufs))?;
-        self.traffic.written.fetch_add(written as u64, Ordering::Relaxed);
-        Poll::Ready(Ok(written))
+        Pin::new(&mut self.io).poll_write_vectored(cx, bufs)
     }
 
     fn is_write_vectored(&self) -> bool {

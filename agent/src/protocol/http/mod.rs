@@ -1,29 +1,35 @@
-//! HTTP/1.1 and 1.0, in the clear and over TLS, toward upstreams that a policy names with `protocol = "http"`.
+//! HTTP/1.1, 1.0 and 2, in the clear and over TLS, toward upstreams that a policy names with `protocol = "http"`. Both
+//! sides speak the same version; where the client leaves it open, the upstream has the choice.
 //!
 //! Inspected: every request by its method, path, query, header fields and, where a rule or a reviewer needs it, its body.
 //! Targets are `METHOD /path`; verbs follow the method (GET, HEAD, OPTIONS read; POST, PUT, PATCH write; DELETE deletes;
 //! others are unknown). A path is judged in every way in which servers may read it (`path`), and sent in its normal form.
 //! The credential goes in on the way upstream, in the place that the policy says; what the client has there is taken out.
 //!
-//! Refused: requests with more than one reading (`guard`), names that are not the upstream's in SNI or Host, CONNECT,
-//! upgrades (WebSocket, h2c), HTTP/2, encoded responses that nobody asked for, request fields that send a request
-//! elsewhere. Taken out: ranges, trailers, fields of one connection, `Alt-Svc`.
+//! Refused: requests with more than one reading (`guard`, `strict`), names that are not the upstream's in SNI or Host,
+//! CONNECT, upgrades (WebSocket, h2c), responses in encodings that are not known, request fields that send a request
+//! elsewhere. Taken out: ranges, trailers of requests, fields of one connection, `Alt-Svc`.
 //!
-//! Masked: JSON by place, and JSON, server-sent events, text and header fields by detectors and known secrets (`body`).
-//! Responses are asked for unencoded, so that they can be looked into.
+//! Masked: JSON by place, and JSON, server-sent events, messages of gRPC, text and header fields by detectors and known
+//! secrets (`masker`); encoded bodies are decoded for it and encoded again (`coding`).
 //!
-//! A refusal is 403 with problem details (RFC 9457) that name rule and reason; the connection goes on. A hold keeps the
+//! A refusal is 403 with problem details (RFC 9457) that name rule and reason, or a status of gRPC; the connection goes on. A hold keeps the
 //! request waiting, without a word; its body is read before, and is part of what is approved. Limits: heads of 64 KiB, 96
 //! fields, inspected bodies as `limits.command`; other bodies stream in constant memory.
 
 mod body;
+mod coding;
 mod deny;
+mod exchange;
 pub mod fuzz;
 mod guard;
 mod guarded;
+mod masker;
 mod path;
 mod request;
+mod respond;
 mod serve;
+mod strict;
 mod upstream;
 
 pub use request::classify;

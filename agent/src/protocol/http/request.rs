@@ -11,7 +11,10 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, header};
 use serde::de::{self, Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
 use smallvec::SmallVec;
 
-use super::path::{self, PathError};
+use super::{
+    coding,
+    path::{self, PathError},
+};
 use crate::{
     action::{Action, Body, Clarity, Facts, HttpFacts, Part, ProtocolId, Target, Verb},
     policy::{CredentialRef, CredentialSource, Inject},
@@ -44,7 +47,7 @@ pub enum RequestError {
     #[error(transparent)]
     Path(#[from] PathError),
     /// It would leave HTTP.
-    #[error("an upgrade to another protocol (WebSocket, HTTP/2 in the clear) is not spoken here yet")]
+    #[error("an upgrade to another protocol (WebSocket, HTTP/2 in the clear by upgrade) is not spoken here yet")]
     Upgrade,
     /// It is for another host than the connection.
     #[error("the request names a host that this connection is not for")]
@@ -250,7 +253,9 @@ fn forwarded(fields: &HeaderMap, credential: &CredentialRef) -> HeaderMap {
             }
         }
     }
-    out.insert(header::ACCEPT_ENCODING, HeaderValue::from_static("identity"));
+    // Messages of gRPC come unencoded then.
+    out.remove("grpc-accept-encoding");
+    out.insert(header::ACCEPT_ENCODING, coding::accepted(fields));
     out
 }
 

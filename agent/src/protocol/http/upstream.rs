@@ -1,28 +1,53 @@
 //! The connection toward the upstream, and the credential that goes into what is sent on it.
 
-use std::sync::Arc;
+use std::{
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, ready},
+};
 
 use bytes::Bytes;
 use data_encoding::BASE64;
-use http::{HeaderMap, HeaderName, HeaderValue, Response, header};
+use http::{HeaderMap, HeaderName, HeaderValue, Response, Uri, header, uri::Scheme};
+use http_body::{Body, Frame, SizeHint};
 use http_body_util::{BodyExt, Empty, Full, combinators::UnsyncBoxBody};
 use hyper::{
     body::Incoming,
-    client::conn::http1::{Builder, SendRequest},
+    client::conn::{http1, http2},
+    rt::Executor,
 };
-use hyper_util::rt::TokioIo;
+use hyper_util::rt::{TokioIo, TokioTimer};
 use secrecy::{ExposeSecret, SecretString};
-use tokio::task::AbortHandle;
+use tokio::sync::Mutex;
+use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::{body::BodyError, request::Request};
 use crate::{
     policy::{Inject, TlsMode},
     secrets::Lease,
-    session::{ConnectionCx, NetError, Permit},
+    session::{Alpn, ConnectionCx, NetError, Permit},
 };
+
+/// HTTP/2 within TLS (RFC 9113 section 3.2).
+pub const HTTP2: Alpn = b"h2";
+/// HTTP/1.1 within TLS (RFC 7301 section 6).
+pub const HTTP1: Alpn = b"http/1.1";
+/// What may be under way on one stream of HTTP/2, in bytes, and on all of a connection.
+pub const WINDOWS: (u32, u32) = (256 << 10, 1 << 20);
+/// Longest head of a response, in bytes.
+const HEAD_MAX: u32 = 64 << 10;
 
 /// A body on its way upstream.
 pub type Outgoing = UnsyncBoxBody<Bytes, BodyError>;
+
+/// What is spoken on a connection: on both sides the same.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Version {
+    /// HTTP/1.1, and 1.0 of clients.
+    Http1,
+    /// HTTP/2.
+    Http2,
+}
 
 /// Nothing came back. What is displayed may be shown to the client.
 #[derive(Debug, thiserror::Error)]
@@ -33,9 +58,12 @@ pub enum UpstreamError {
     /// No credential; the text is for the log.
     #[error("the credential for this upstream is not available")]
     Credential(String),
-    /// It does not speak HTTP/1.1, or closed.
+    /// It does not speak what was agreed on, or closed.
     #[error("the upstream broke off the request")]
     Broken(#[source] hyper::Error),
+    /// The client speaks HTTP/2 and the upstream does not.
+    #[error("the upstream does not speak HTTP/2: use HTTP/1.1")]
+    Version,
     /// What was to be sent is not what was judged.
     #[error("the request changed after it was judged")]
     Changed,
@@ -65,107 +93,261 @@ impl Sends {
         match self {
             Self::Nothing => Empty::new().map_err(|never| match never {}).boxed_unsync(),
             Self::All(bytes) => Full::new(bytes).map_err(|never| match never {}).boxed_unsync(),
-            Self::Streams(incoming) => incoming.map_err(Into::into).boxed_unsync(),
+            Self::Streams(incoming) => Untrailed(incoming).boxed_unsync(),
         }
     }
 }
 
+/// A request's body without its trailers, which no rule has seen.
+struct Untrailed(Incoming);
+
+impl Body for Untrailed {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        loop {
+            match ready!(Pin::new(&mut self.0).poll_frame(cx)) {
+                Some(Ok(frame)) if frame.is_trailers() => {}
+                other => return Poll::Ready(other.map(|frame| frame.map_err(Into::into))),
+            }
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.0.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.0.size_hint()
+    }
+}
+
+/// Runs what the library does beside the requests, until its connection is over.
+#[derive(Clone, Debug)]
+pub struct Tasks(pub CancellationToken);
+
+impl<F> Executor<F> for Tasks
+where
+    F: Future + Send + 'static,
+    F::Output: Send,
+{
+    fn execute(&self, future: F) {
+        let over = self.0.clone();
+        tokio::spawn(async move { over.run_until_cancelled_owned(future).await.map(drop) });
+    }
+}
+
+/// Keeps a connection open while a response comes.
+#[derive(Clone, Debug)]
+pub struct Keep(#[expect(dead_code, reason = "what counts is when it is dropped")] Arc<DropGuard>);
+
 /// A connection to the upstream, made when it is first needed and again when it was closed.
-#[derive(Default)]
 pub struct Upstream {
-    open: Option<Open>,
+    version: Version,
+    open: Mutex<Option<Open>>,
 }
 
 struct Open {
-    sender: SendRequest<Outgoing>,
-    lease: Lease,
-    task: AbortHandle,
+    sender: Sender,
+    lease: Option<Arc<Lease>>,
+    running: Arc<DropGuard>,
 }
 
-impl Drop for Open {
-    fn drop(&mut self) {
-        self.task.abort();
+enum Sender {
+    Http1(http1::SendRequest<Outgoing>),
+    Http2(http2::SendRequest<Outgoing>),
+}
+
+impl Open {
+    fn is_closed(&self) -> bool {
+        match &self.sender {
+            Sender::Http1(sender) => sender.is_closed(),
+            Sender::Http2(sender) => sender.is_closed(),
+        }
+    }
+
+    /// For another request at the same time.
+    fn shared(&self) -> Option<Self> {
+        match &self.sender {
+            Sender::Http1(_) => None,
+            Sender::Http2(sender) => Some(Self {
+                sender: Sender::Http2(sender.clone()),
+                lease: self.lease.clone(),
+                running: Arc::clone(&self.running),
+            }),
+        }
     }
 }
 
 impl Upstream {
+    /// That speaks a version, not connected yet.
+    pub fn new(version: Version) -> Self {
+        Self { version, open: Mutex::default() }
+    }
+
+    /// Connects and lets the upstream choose the version, if that can be known before a request is sent.
+    pub async fn negotiated(cx: &Arc<ConnectionCx>, address: &str) -> (Version, Self) {
+        let failed = (Version::Http1, Self::new(Version::Http1));
+        if cx.upstream.tls.mode == TlsMode::Disable {
+            return failed;
+        }
+        // Why there is no connection, the first request will be told.
+        let Ok((version, open)) = connect(cx, address, &[HTTP2, HTTP1]).await else { return failed };
+        (version, Self { version, open: Mutex::new(Some(open)) })
+    }
+
     /// Sends a request that was permitted, and waits for the head of its response. If the upstream says that the credential
     /// is no good, or closed the connection before it had read anything, it is tried once more, where that can be done.
     ///
     /// # Errors
     /// Nothing came back.
     pub async fn send(
-        &mut self,
+        &self,
         cx: &Arc<ConnectionCx>,
         address: &str,
         permit: Permit,
         request: &Request,
         judged: &Bytes,
         sends: Sends,
-    ) -> Result<Response<Incoming>, UpstreamError> {
+    ) -> Result<(Response<Incoming>, Keep), UpstreamError> {
         if !permit.covers(judged) || !judged.starts_with(&request.head()) {
             return Err(UpstreamError::Changed);
         }
         let again = sends.again();
-        let idle = self.open.as_ref().is_some_and(|open| !open.sender.is_closed());
-        let answer = self.once(cx, address, request, sends).await;
+        let (mut open, idle) = self.take(cx, address).await?;
+        let answer = once(cx, &mut open, request, sends).await;
         let retry = match (&answer, again) {
             // A connection that stood idle may have been closed by the upstream just now.
             (Err(UpstreamError::Broken(error)), Some(again)) if idle && error.is_canceled() => again,
-            (Ok(response), Some(again)) if response.status() == 401 && self.has_secret() => again,
-            _ => return answer,
+            (Ok(response), Some(again)) if response.status() == 401 && has_secret(&open) => again,
+            _ => return self.give_back(open, answer).await,
         };
-        self.open = None;
-        self.once(cx, address, request, retry).await
+        self.forget(&open).await;
+        drop(open);
+        let (mut open, _) = self.take(cx, address).await?;
+        let answer = once(cx, &mut open, request, retry).await;
+        self.give_back(open, answer).await
     }
 
-    fn has_secret(&self) -> bool {
-        self.open.as_ref().is_some_and(|open| open.lease.password.is_some())
-    }
-
-    async fn once(
-        &mut self,
-        cx: &Arc<ConnectionCx>,
-        address: &str,
-        request: &Request,
-        sends: Sends,
-    ) -> Result<Response<Incoming>, UpstreamError> {
-        if self.open.as_ref().is_some_and(|open| open.sender.is_closed()) {
-            self.open = None;
-        }
-        let open = match &mut self.open {
+    /// A connection to send one request on, and whether it was open already.
+    async fn take(&self, cx: &Arc<ConnectionCx>, address: &str) -> Result<(Open, bool), UpstreamError> {
+        let mut slot = self.open.lock().await;
+        let known = slot.take().filter(|open| !open.is_closed());
+        let idle = known.is_some();
+        let mut open = match known {
             Some(open) => open,
-            None => self.open.insert(connect(cx, address).await?),
+            None => {
+                let offered = if self.version == Version::Http2 { HTTP2 } else { HTTP1 };
+                let (version, open) = connect(cx, address, &[offered]).await?;
+                if version != self.version {
+                    return Err(UpstreamError::Version);
+                }
+                open
+            }
         };
-        open.sender.ready().await.map_err(UpstreamError::Broken)?;
-        let mut headers = request.headers.clone();
-        let mut target = request.target.clone();
-        inject(&cx.upstream.credential.inject, &open.lease, &mut headers, &mut target)?;
-        let uri = target.parse().map_err(|_| UpstreamError::Changed)?;
-        let mut outgoing = http::Request::new(sends.body());
-        *outgoing.method_mut() = request.method.clone();
-        *outgoing.uri_mut() = uri;
-        *outgoing.headers_mut() = headers;
-        open.sender.send_request(outgoing).await.map_err(UpstreamError::Broken)
+        if open.lease.is_none() {
+            let lease = cx.house.secrets.lease(&cx.upstream.credential).await;
+            open.lease = Some(Arc::new(lease.map_err(|error| UpstreamError::Credential(error.detail()))?));
+        }
+        *slot = open.shared();
+        Ok((open, idle))
+    }
+
+    async fn give_back(
+        &self,
+        open: Open,
+        answer: Result<Response<Incoming>, UpstreamError>,
+    ) -> Result<(Response<Incoming>, Keep), UpstreamError> {
+        let keep = Keep(Arc::clone(&open.running));
+        if answer.is_ok() && matches!(open.sender, Sender::Http1(_)) {
+            *self.open.lock().await = Some(open);
+        }
+        answer.map(|response| (response, keep))
+    }
+
+    async fn forget(&self, open: &Open) {
+        let mut slot = self.open.lock().await;
+        if slot.as_ref().is_some_and(|kept| Arc::ptr_eq(&kept.running, &open.running)) {
+            *slot = None;
+        }
     }
 }
 
-async fn connect(cx: &Arc<ConnectionCx>, address: &str) -> Result<Open, UpstreamError> {
-    let lease = cx.house.secrets.lease(&cx.upstream.credential).await;
-    let lease = lease.map_err(|error| UpstreamError::Credential(error.detail()))?;
+fn has_secret(open: &Open) -> bool {
+    open.lease.as_ref().is_some_and(|lease| lease.password.is_some())
+}
+
+async fn once(
+    cx: &Arc<ConnectionCx>,
+    open: &mut Open,
+    request: &Request,
+    sends: Sends,
+) -> Result<Response<Incoming>, UpstreamError> {
+    let mut headers = request.headers.clone();
+    let mut target = request.target.clone();
+    if let Some(lease) = &open.lease {
+        inject(&cx.upstream.credential.inject, lease, &mut headers, &mut target)?;
+    }
+    let mut outgoing = http::Request::new(sends.body());
+    *outgoing.method_mut() = request.method.clone();
+    match &mut open.sender {
+        Sender::Http1(sender) => {
+            sender.ready().await.map_err(UpstreamError::Broken)?;
+            *outgoing.uri_mut() = target.parse().map_err(|_| UpstreamError::Changed)?;
+            *outgoing.headers_mut() = headers;
+            sender.send_request(outgoing).await.map_err(UpstreamError::Broken)
+        }
+        Sender::Http2(sender) => {
+            sender.ready().await.map_err(UpstreamError::Broken)?;
+            // The same host, where HTTP/2 has its place for it (RFC 9113 section 8.3.1).
+            let host = headers.remove(header::HOST).ok_or(UpstreamError::Changed)?;
+            let scheme = if cx.upstream.tls.mode == TlsMode::Disable { Scheme::HTTP } else { Scheme::HTTPS };
+            let uri = Uri::builder().scheme(scheme).authority(host.as_bytes()).path_and_query(target);
+            *outgoing.uri_mut() = uri.build().map_err(|_| UpstreamError::Changed)?;
+            *outgoing.version_mut() = http::Version::HTTP_2;
+            // gRPC asks every proxy whether it takes trailers: this one does.
+            headers.insert(header::TE, HeaderValue::from_static("trailers"));
+            *outgoing.headers_mut() = headers;
+            sender.send_request(outgoing).await.map_err(UpstreamError::Broken)
+        }
+    }
+}
+
+/// Connects, and says which of the offered protocols was chosen. In the clear there is no choice: it is the last.
+async fn connect(cx: &Arc<ConnectionCx>, address: &str, offered: &[Alpn]) -> Result<(Version, Open), UpstreamError> {
     let network = &cx.house.network;
     let mut io = network.dial(address).await?;
+    let mut chosen = offered.last().copied() == Some(HTTP2);
     if cx.upstream.tls.mode != TlsMode::Disable {
         let host = address.rsplit_once(':').map_or(address, |(host, _)| host);
-        io = network.secure(io, host, &cx.upstream.tls).await?.io;
+        let secured = network.secure(io, host, &cx.upstream.tls, offered).await?;
+        chosen = secured.protocol.as_deref() == Some(HTTP2);
+        io = secured.io;
     }
-    let handshake = Builder::new().handshake(TokioIo::new(io)).await;
-    let (sender, connection) = handshake.map_err(UpstreamError::Broken)?;
-    let task = tokio::spawn(async move {
-        // Whoever waits for a response is told by the sender.
-        let _ = connection.await;
-    });
-    Ok(Open { sender, lease, task: task.abort_handle() })
+    let over = CancellationToken::new();
+    let tasks = Tasks(over.clone());
+    // Whoever waits for a response is told by the sender what became of the connection.
+    let sender = if chosen {
+        let handshake = http2::Builder::new(tasks.clone())
+            .timer(TokioTimer::new())
+            .initial_stream_window_size(WINDOWS.0)
+            .initial_connection_window_size(WINDOWS.1)
+            .max_header_list_size(HEAD_MAX)
+            .max_send_buf_size(64 << 10)
+            .handshake(TokioIo::new(io))
+            .await;
+        let (sender, connection) = handshake.map_err(UpstreamError::Broken)?;
+        tasks.execute(async { drop(connection.await) });
+        Sender::Http2(sender)
+    } else {
+        let handshake = http1::Builder::new().handshake(TokioIo::new(io)).await;
+        let (sender, connection) = handshake.map_err(UpstreamError::Broken)?;
+        tasks.execute(async { drop(connection.await) });
+        Sender::Http1(sender)
+    };
+    let version = if chosen { Version::Http2 } else { Version::Http1 };
+    Ok((version, Open { sender, lease: None, running: Arc::new(over.drop_guard()) }))
 }
 
 /// Puts the credential in its place, where nothing of the client's is left.

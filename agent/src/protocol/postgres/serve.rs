@@ -287,7 +287,7 @@ async fn negotiate(slot: &mut Option<Side<BoxIo>>, cx: &ConnectionCx) -> Result<
                     message: Message::fatal(deny::PROTOCOL, "portcullis: the TLS handshake failed"),
                     error: SessionError::Client(format!("TLS: {error}")),
                 })?;
-                *slot = Some(Side::new(accepted.io, BytesMut::new()));
+                *slot = Some(Side::new(accepted, BytesMut::new()));
                 encrypted = true;
             }
             First::GssEnc if gss_refused || encrypted => {

@@ -93,7 +93,7 @@ fn fields_of_the_connection_and_of_forms_that_cannot_be_looked_into_are_taken_ou
     let request = read("GET", "/", &fields, "bearer").unwrap();
     let names: Vec<&str> = request.headers.keys().map(HeaderName::as_str).collect();
     assert_eq!(names, ["host", "accept", "accept-encoding"]);
-    assert_eq!(request.headers["accept-encoding"], "identity");
+    assert_eq!(request.headers["accept-encoding"], "gzip, br");
     assert_eq!(request.host, "api.example");
 }
 

@@ -1,0 +1,233 @@
+//! One request: whom it is for, what the gate says, and what comes back.
+
+use std::{
+    sync::{Arc, OnceLock},
+    time::Instant,
+};
+
+use bytes::{Bytes, BytesMut};
+use http::{HeaderMap, Response, StatusCode, header};
+use http_body_util::BodyExt;
+use hyper::{body::Body as _, body::Incoming};
+
+use super::{
+    body::Report,
+    deny::{AnyBody, Problem},
+    guarded::Wrong,
+    request::{self, Request, RequestError},
+    respond::respond,
+    serve::hosts,
+    strict,
+    upstream::{Sends, Upstream, UpstreamError, Version},
+};
+use crate::{
+    action::{Action, Body, ProtocolId, Target},
+    policy::Decision,
+    session::{Begun, Command, ConnectionCx, Gate, Lasting, NetError, Standing},
+    wire::Charge,
+};
+
+/// One connection's state.
+pub struct Connection {
+    /// What it is.
+    pub cx: Arc<ConnectionCx>,
+    /// Judges its requests.
+    pub gate: Gate,
+    /// What the guard of HTTP/1.1 did not let pass.
+    pub wrong: Arc<Wrong>,
+    /// What every request is answered.
+    pub refused: Option<Problem>,
+    /// Whether the client uses TLS.
+    pub encrypted: bool,
+    /// The name that the client asked for in its TLS handshake; empty for none.
+    pub server_name: Option<String>,
+    /// Name or address that all requests are for, and where to dial it.
+    pub host: OnceLock<(String, String)>,
+    /// What is spoken.
+    pub version: Version,
+    /// Where permitted requests go.
+    pub upstream: Upstream,
+}
+
+impl Connection {
+    /// Answers a request, with a response of the upstream or a refusal in the client's own protocol.
+    pub async fn answer(&self, incoming: http::Request<Incoming>) -> Response<AnyBody> {
+        let grpc = self.version == Version::Http2 && is_grpc(incoming.headers());
+        match self.exchange(incoming).await {
+            Ok(response) => response,
+            Err(problem) if grpc => problem.grpc(),
+            Err(problem) => problem.response(),
+        }
+    }
+
+    async fn exchange(&self, incoming: http::Request<Incoming>) -> Answered {
+        if self.version == Version::Http1 && incoming.uri().path() == self.wrong.target {
+            let why = self.wrong.violation.get().map(ToString::to_string).unwrap_or_default();
+            return self.refuse(Problem::bad_request(why), "http framing").await;
+        }
+        if let Some(problem) = &self.refused {
+            return self.refuse(problem.clone(), "http connection").await;
+        }
+        let (mut head, body) = incoming.into_parts();
+        if self.version == Version::Http2
+            && let Err(violation) = strict::check(&mut head, self.encrypted)
+        {
+            return self.refuse(Problem::bad_request(violation.to_string()), "http framing").await;
+        }
+        let request = Request::read(&head, &self.cx.upstream.credential);
+        match request.and_then(|request| self.is_for_us(&request).map(|address| (request, address))) {
+            Ok((request, address)) => self.judge(request, body, &address).await,
+            Err(RequestError::Host) => {
+                let text = RequestError::Host.to_string();
+                self.refuse(Problem::new(StatusCode::MISDIRECTED_REQUEST, "Misdirected request", text), "http host")
+                    .await
+            }
+            Err(error @ RequestError::Upgrade) => {
+                let problem = Problem::new(StatusCode::NOT_IMPLEMENTED, "Not implemented", error.to_string());
+                self.refuse(problem, "http upgrade").await
+            }
+            Err(error) => self.refuse(Problem::bad_request(error.to_string()), "http request").await,
+        }
+    }
+
+    /// Where a request goes: its host must be a name of the upstream, that of the TLS handshake, and that of the requests
+    /// before it.
+    fn is_for_us(&self, request: &Request) -> Result<String, RequestError> {
+        if let Some((host, address)) = self.host.get() {
+            return if *host == request.host { Ok(address.clone()) } else { Err(RequestError::Host) };
+        }
+        let (host, address) = hosts(&self.cx).find(|(host, _)| *host == request.host).ok_or(RequestError::Host)?;
+        match &self.server_name {
+            Some(name) if name.is_empty() => {
+                // Clients send no name for an address (RFC 6066 section 3).
+                host.parse::<std::net::IpAddr>().map_err(|_| RequestError::Host)?;
+            }
+            Some(name) if *name != host => return Err(RequestError::Host),
+            _ => {}
+        }
+        let (_, address) = self.host.get_or_init(|| (host, address));
+        Ok(address.clone())
+    }
+
+    /// Refuses what the protocol itself refuses, and records it.
+    async fn refuse(&self, problem: Problem, rule: &'static str) -> Answered {
+        let text: Arc<str> = format!("refused: {}", problem.detail).into();
+        let command = Command {
+            action: Action::opaque(ProtocolId::Http, Target::new("http:opaque")),
+            bytes: Bytes::new(),
+            hash: *blake3::hash(text.as_bytes()).as_bytes(),
+            shape: Arc::clone(&text),
+            text,
+            standing: Standing::New,
+            lasting: Lasting::AtOnce,
+        };
+        if let Begun::Wait { answer, .. } = self.gate.refuse_by_protocol(command, rule, problem.detail.clone()) {
+            let _ = answer.await;
+        }
+        Err(Box::new(problem))
+    }
+
+    async fn judge(&self, mut request: Request, body: Incoming, address: &str) -> Answered {
+        let (sends, _held_memory) = if body.is_end_stream() {
+            (Sends::Nothing, Charge::default())
+        } else {
+            request.set_body(Body::Pending);
+            // A stream of calls may wait for answers before it ends. Whatever a rule asks of its body has no answer.
+            let asked = self.cx.asks_body() && !is_grpc(&request.headers);
+            if asked || matches!(self.cx.decide(&request.action()), Decision::Hold(_)) {
+                match self.read(body).await {
+                    Ok((bytes, charge)) => {
+                        request.set_body(request::json(&bytes));
+                        (Sends::All(bytes), charge)
+                    }
+                    Err(problem) => return self.refuse(problem, "http body").await,
+                }
+            } else {
+                // A body that no rule asks for is none that a rule could have been told of.
+                request.set_body(Body::Unknown);
+                (Sends::Streams(body), Charge::default())
+            }
+        };
+        let command = match &sends {
+            Sends::All(bytes) => request.command(Some(bytes)),
+            Sends::Nothing | Sends::Streams(_) => request.command(None),
+        };
+        let judged = command.bytes.clone();
+        let (answer, hold) = match self.gate.begin(command) {
+            Begun::Ready(answer) => (answer, None),
+            Begun::Wait { hold: Some(_), .. } if matches!(sends, Sends::Streams(_)) => {
+                // The policy changed since it was asked. Nobody can approve what was not read.
+                let detail = "the policy changed while this was judged: send it again";
+                let problem = Problem::new(StatusCode::SERVICE_UNAVAILABLE, "Try again", detail);
+                return self.refuse(problem, "http policy").await;
+            }
+            Begun::Wait { hold, answer } => (answer.await, hold.map(|hold| hold.id)),
+        };
+        let permit = match answer {
+            Ok(permit) => permit,
+            Err(refusal) => return Err(Box::new(Problem::refused(&refusal, hold.as_deref()))),
+        };
+        let (seq, started) = (permit.seq(), Instant::now());
+        let sent = self.upstream.send(&self.cx, address, permit, &request, &judged, sends).await;
+        match sent {
+            Ok((response, keep)) => {
+                let report = Report::new(Arc::clone(&self.cx), seq, response.status(), started);
+                respond(&request, response, keep, report).await.map_err(Box::new)
+            }
+            Err(error) => {
+                let detail = match &error {
+                    UpstreamError::Credential(detail) => detail.clone(),
+                    error => format!("{error}: {:?}", std::error::Error::source(error).map(ToString::to_string)),
+                };
+                tracing::warn!(upstream = %self.cx.upstream.name, connection = self.cx.id, error = detail, "no response");
+                let problem = match error {
+                    UpstreamError::Network(NetError::Timeout) => {
+                        Problem::new(StatusCode::GATEWAY_TIMEOUT, "Gateway timeout", error.to_string())
+                    }
+                    error => Problem::upstream(error.to_string()),
+                };
+                Report::new(Arc::clone(&self.cx), seq, problem.status, started).end(Some(&problem.detail));
+                Err(Box::new(problem))
+            }
+        }
+    }
+
+    /// Reads all of a body, for a rule or a reviewer.
+    async fn read(&self, mut body: Incoming) -> Result<(Bytes, Charge), Problem> {
+        let limit = self.cx.limits().command;
+        let too_large = || {
+            let detail = format!("a rule needs the whole body, and it is over {limit} bytes");
+            Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "Content too large", detail)
+        };
+        // What is told to be too large is not waited for.
+        if body.size_hint().lower() > limit as u64 {
+            return Err(too_large());
+        }
+        let mut bytes = BytesMut::new();
+        let mut charge = Charge::default();
+        while let Some(frame) = body.frame().await {
+            let frame = frame.map_err(|_| Problem::bad_request("the body is broken or ended early"))?;
+            let Ok(piece) = frame.into_data() else { continue };
+            if bytes.len() + piece.len() > limit {
+                return Err(too_large());
+            }
+            bytes.extend_from_slice(&piece);
+            if bytes.capacity() > charge.bytes() {
+                drop(std::mem::take(&mut charge));
+                charge = self.cx.memory.charge(bytes.capacity()).map_err(|over| {
+                    Problem::new(StatusCode::INSUFFICIENT_STORAGE, "Out of memory", over.to_string())
+                })?;
+            }
+        }
+        Ok((bytes.freeze(), charge))
+    }
+}
+
+/// A response, or why there is none.
+type Answered = Result<Response<AnyBody>, Box<Problem>>;
+
+/// Whether fields are those of a call of gRPC ("PROTOCOL-HTTP2", Content-Type).
+fn is_grpc(fields: &HeaderMap) -> bool {
+    let kind = fields.get(header::CONTENT_TYPE).map(|kind| kind.as_bytes());
+    kind.is_some_and(|kind| kind.get(..16).is_some_and(|kind| kind.eq_ignore_ascii_case(b"application/grpc")))
+}
