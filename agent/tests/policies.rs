@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use portcullis::{
     action::{Action, ProtocolId},
     mask::MaskSet,
-    policy::{PolicySet, cases::Cases},
+    policy::{PolicySet, UpstreamSpec, cases::Cases},
     protocol::http,
     sql::{self, fuzz::Fixed},
 };
@@ -14,9 +14,9 @@ fn folder() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../policies")
 }
 
-fn classify(protocol: ProtocolId, command: &str) -> Action {
-    match protocol {
-        ProtocolId::Http => http::classify(command),
+fn classify(upstream: &UpstreamSpec, command: &str) -> Action {
+    match upstream.protocol {
+        ProtocolId::Http => http::classify(command, &upstream.routes),
         _ => sql::classify(command, &Fixed).action,
     }
 }

@@ -387,6 +387,116 @@ effect = "deny"
     }
 }
 
+const OUTGOING: &str = r#"
+[[mask]]
+upstream = "api"
+direction = "request"
+detect = ["email", "credit_card"]
+with = "redact"
+"#;
+
+#[tokio::test]
+async fn what_must_not_leave_is_masked_before_it_is_judged() {
+    let web = Web::start().unwrap();
+    let rules = r#"
+[[rule]]
+name = "no letters to people"
+when = "http.body_json.to != '[redacted]'"
+targets = ["POST /mail"]
+effect = "deny"
+"#;
+    let house = house(&web, &format!("{OUTGOING}{rules}"));
+    let form = "Content-Type: application/x-www-form-urlencoded\r\n";
+    let json = "Content-Type: application/json\r\n";
+    let places = format!("/echo?{}", "x=1");
+    for (target, fields, body, sent) in [
+        ("/echo", "", "to someone@example.com", "to [redacted]"),
+        (
+            "/echo",
+            json,
+            r#"{"to": "someone@example.com", "n": 4111111111111111}"#,
+            r#"{"to": "[redacted]", "n": "[redacted]"}"#,
+        ),
+        // Whatever it is said to be; in whatever way it is written.
+        ("/echo", "", r#"{"to": "someone\u0040example.com"}"#, r#"{"to": "[redacted]"}"#),
+        ("/echo", "Content-Type: image/png\r\n", "someone@example.com", "[redacted]"),
+        ("/echo", form, "a=1&to=some%6Fne%40example.com&b=%20", "a=1&to=%5Bredacted%5D&b=%20"),
+        ("/echo", form, "someone%40example.com", "%5Bredacted%5D"),
+        ("/mail", json, r#"{"to": "someone@example.com"}"#, r#"{"to": "[redacted]"}"#),
+        (&places, "", "nothing", "nothing"),
+    ] {
+        let before = web.seen().unwrap().len();
+        let answer = ask(&house, "POST", target, fields, body.as_bytes()).await;
+        assert_eq!(answer.status, 200, "{body}: {answer:?}");
+        let seen = web.seen().unwrap();
+        assert_eq!((seen.len(), &*seen[before].body), (before + 1, sent), "{body}");
+        assert_eq!(seen[before].header("content-length"), Some(&*sent.len().to_string()));
+    }
+    let sent = web.seen().unwrap().len();
+    for (target, fields, body, status) in [
+        // Where nothing can be masked.
+        ("/echo?to=someone@example.com", "", "", 403),
+        ("/echo?to=someone%40example.com", "", "", 403),
+        ("/someone@example.com", "", "", 403),
+        ("/echo", "X-To: someone@example.com\r\n", "", 403),
+        // What cannot be looked into.
+        ("/echo", "Content-Encoding: gzip\r\n", "x", 415),
+        ("/echo", json, "{", 415),
+        ("/mail", json, r#"{"to": "nobody"}"#, 403),
+    ] {
+        let answer = ask(&house, "POST", target, fields, body.as_bytes()).await;
+        assert_eq!(answer.status, status, "{target} {fields} {body}: {answer:?}");
+        assert!(!answer.body.contains("someone"), "{answer:?}");
+    }
+    assert_eq!(web.seen().unwrap().len(), sent);
+    // A reviewer sees, and the upstream gets, the masked form.
+    let waiting = ask(&house, "POST", "/orders", json, br#"{"to": "someone@example.com"}"#);
+    let review = async {
+        let held = house.held().await;
+        assert!(held.command.contains("[redacted]") && !held.command.contains("someone"), "{held:?}");
+        house.house.holds.approve(&held.id, &reviewer("alice"), None, None).unwrap();
+    };
+    let (answer, ()) = tokio::join!(waiting, review);
+    assert_eq!(answer.status, 200, "{answer:?}");
+    assert_eq!(web.seen().unwrap().last().unwrap().body, r#"{"to": "[redacted]"}"#);
+    let record = serde_json::to_string(&house.events().unwrap()).unwrap();
+    assert!(record.contains("request:email") && !record.contains("someone"), "{record}");
+}
+
+#[tokio::test]
+async fn a_route_says_what_a_request_does() {
+    let web = Web::start().unwrap();
+    let routes = r#"
+[[upstream.route]]
+targets = ["POST /search", "POST /shop.Orders/Get*"]
+verb = "read"
+[[upstream.route]]
+targets = ["GET /jobs/*/cancel"]
+verb = "delete"
+[[rule]]
+name = "nothing is written"
+verbs = ["write", "delete"]
+effect = "deny"
+"#;
+    let policy = POLICY.replacen("[[rule]]", &format!("{routes}\n[[rule]]"), 1);
+    let house = TestHouse::new(&web, &policy).unwrap();
+    for (method, target, status) in [
+        ("POST", "/search", 200),
+        ("POST", "/search/", 403),
+        ("POST", "/search2", 403),
+        ("POST", "/shop.Orders/GetAll", 200),
+        ("POST", "/shop.Orders/Set", 403),
+        ("GET", "/jobs/7/cancel", 403),
+        ("GET", "/jobs/7", 200),
+        // Another method in its place is judged, too.
+        ("POST", "/search?_method=DELETE", 403),
+        ("POST", "/x/..;/search", 403),
+    ] {
+        let answer = ask(&house, method, target, "", b"").await;
+        assert_eq!(answer.status, status, "{method} {target}: {answer:?}");
+    }
+}
+
 fn encoded(coding: &str, text: &[u8]) -> Vec<u8> {
     use std::io::Write as _;
     let level = flate2::Compression::default();

@@ -12,6 +12,7 @@ mod lists;
 mod logins;
 mod masks;
 mod names;
+mod readings;
 mod refuse;
 mod wild;
 

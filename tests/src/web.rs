@@ -22,6 +22,7 @@ pub struct Web {
     children: Vec<Child>,
     dir: tempfile::TempDir,
     port: u16,
+    clear: Vec<(&'static str, u16)>,
 }
 
 /// What a server was sent.
@@ -66,7 +67,10 @@ impl Web {
         let dir = web.dir.path();
         certificate(dir)?;
         // Somebody else may take it in between; then nginx says so and the test fails.
-        let port = std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
+        let free =
+            [(); 2].map(|()| std::net::TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()));
+        let [port, clear] = free;
+        let (port, clear) = (port?.port(), clear?.port());
         let (dir_text, inner) = (dir.display(), web.port);
         let config = format!(
             "daemon off; master_process off; pid {dir_text}/nginx.pid; error_log {dir_text}/nginx.log;
@@ -76,7 +80,7 @@ impl Web {
                  client_body_temp_path {dir_text}/body; proxy_temp_path {dir_text}/proxy;
                  fastcgi_temp_path {dir_text}/fastcgi; uwsgi_temp_path {dir_text}/uwsgi; scgi_temp_path {dir_text}/scgi;
                  server {{
-                     listen 127.0.0.1:{port} ssl http2;
+                     listen 127.0.0.1:{port} ssl http2; listen 127.0.0.1:{clear};
                      ssl_certificate {dir_text}/server.crt; ssl_certificate_key {dir_text}/server.key;
                      location / {{
                          proxy_pass http://127.0.0.1:{inner}; proxy_http_version 1.1;
@@ -91,6 +95,7 @@ impl Web {
         let mut command = as_server("/usr/sbin/nginx".into())?;
         command.arg("-c").arg(dir.join("nginx.conf")).arg("-e").arg(dir.join("nginx.log"));
         web.children.push(command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn()?);
+        web.clear = vec![("nginx", clear), ("Python", web.port)];
         web.port = port;
         for _ in 0..200 {
             if std::net::TcpStream::connect(("127.0.0.1", port)).is_ok() {
@@ -137,12 +142,17 @@ impl Web {
         let mut line = String::new();
         BufReader::new(child.stdout.take().context("no output")?).read_line(&mut line)?;
         let port = line.trim().parse().context("the web server does not start")?;
-        Ok(Self { children: vec![child], dir, port })
+        Ok(Self { children: vec![child], dir, port, clear: Vec::new() })
     }
 
     /// Its folder, of which it serves `files`.
     pub fn folder(&self) -> &std::path::Path {
         self.dir.path()
+    }
+
+    /// The servers by name, each with a port where it speaks in the clear, where there are several.
+    pub fn clear_ports(&self) -> &[(&'static str, u16)] {
+        &self.clear
     }
 
     /// Everything it was sent so far.

@@ -45,6 +45,17 @@ impl Detector {
     }
 }
 
+/// What a mask hides values in.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, schemars::JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Direction {
+    /// What comes back from the upstream.
+    #[default]
+    Response,
+    /// What the workload sends.
+    Request,
+}
+
 /// What happens to a result whose values nobody can trace to where they come from, where columns are masked.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "lowercase")]
@@ -80,6 +91,8 @@ pub struct MaskSpec {
     pub detect: Vec<Detector>,
     /// What takes the value's place.
     pub with: MaskWith,
+    /// Which way the values go.
+    pub direction: Direction,
     /// For what cannot be traced. The strictest of an upstream's column masks counts.
     pub unresolved: Unresolved,
     /// For what tells of hidden values without returning them. The strictest of an upstream's column masks counts.
@@ -89,7 +102,7 @@ pub struct MaskSpec {
 impl MaskSpec {
     /// One that hides nothing yet.
     pub fn new(with: MaskWith) -> Self {
-        let (unresolved, inference) = Default::default();
-        Self { columns: Vec::new(), json: Vec::new(), detect: Vec::new(), with, unresolved, inference }
+        let (direction, unresolved, inference) = Default::default();
+        Self { columns: Vec::new(), json: Vec::new(), detect: Vec::new(), with, direction, unresolved, inference }
     }
 }

@@ -9,7 +9,7 @@ pub mod glob;
 mod mask;
 
 pub use glob::{Glob, GlobError};
-pub use mask::{Detector, Inference, MaskSpec, MaskWith, Unresolved};
+pub use mask::{Detector, Direction, Inference, MaskSpec, MaskWith, Unresolved};
 
 use std::{collections::BTreeMap, fmt, ops::Range, sync::Arc, time::SystemTime};
 

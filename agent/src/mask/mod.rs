@@ -114,6 +114,13 @@ impl Hits {
         }
     }
 
+    /// The same, as of what the workload has sent.
+    #[must_use]
+    pub fn of_request(self) -> Self {
+        let detectors = self.detectors.iter().map(|label| format!("request:{label}").into()).collect();
+        Self { detectors, ..self }
+    }
+
     fn name(&mut self, label: &Arc<str>) {
         if !self.detectors.contains(label) {
             self.detectors.push(label.clone());

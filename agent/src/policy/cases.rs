@@ -12,12 +12,12 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Effect, Explanation, Policy,
+    Effect, Explanation, Policy, UpstreamSpec,
     error::{PolicyError, PolicyErrors, Source, did_you_mean},
     file::At,
     read::read,
 };
-use crate::action::{Action, ProcessFacts, ProtocolId, Resource, Subject};
+use crate::action::{Action, ProcessFacts, Resource, Subject};
 
 /// The decision cases of one file.
 #[derive(Debug)]
@@ -120,13 +120,15 @@ impl Cases {
     pub fn run(
         &self,
         policy: &Policy,
-        classify: impl Fn(ProtocolId, &str) -> Action,
+        classify: impl Fn(&UpstreamSpec, &str) -> Action,
     ) -> Result<CasesReport, PolicyErrors> {
         let mut errors = Vec::new();
         let mut results = Vec::new();
         for case in &self.cases {
             match self.resource(policy, case) {
-                Ok(to) => results.push(self.judge(policy, case, &to, classify(to.protocol, &case.value.command))),
+                Ok((to, upstream)) => {
+                    results.push(self.judge(policy, case, &to, classify(&upstream, &case.value.command)));
+                }
                 Err(error) => errors.push(error),
             }
             errors.extend(self.unknown_rule(policy, &case.value));
@@ -161,7 +163,7 @@ impl Cases {
         }
     }
 
-    fn resource(&self, policy: &Policy, case: &At<Case>) -> Result<Resource, PolicyError> {
+    fn resource(&self, policy: &Policy, case: &At<Case>) -> Result<(Resource, Arc<UpstreamSpec>), PolicyError> {
         let upstream = match (&case.value.upstream, policy.upstreams()) {
             (Some(name), all) => policy.upstream(&name.value).ok_or_else(|| {
                 let help = did_you_mean(&name.value, all.iter().map(|upstream| &*upstream.name));
@@ -176,12 +178,13 @@ impl Cases {
         };
         // Where a case names no database, the upstream's first listed one, so that the list does not decide.
         let database = case.value.database.as_ref().or(upstream.databases.first());
-        Ok(Resource {
+        let to = Resource {
             upstream: upstream.name.clone(),
             protocol: upstream.protocol,
             address: upstream.addresses.first().map(String::as_str).unwrap_or_default().into(),
             database: database.map(|database| database.as_str().into()),
-        })
+        };
+        Ok((to, Arc::clone(upstream)))
     }
 
     fn unknown_rule(&self, policy: &Policy, case: &Case) -> Option<PolicyError> {

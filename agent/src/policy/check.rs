@@ -12,7 +12,7 @@ use super::{
     rule::{self, Origin, RuleSpec},
     when::When,
 };
-use crate::action::{Glob, GlobError, MaskSpec, ProtocolId, Verb};
+use crate::action::{Direction, Glob, GlobError, MaskSpec, ProtocolId, Verb};
 
 /// Most unix sockets of one workload: the kernel's table is shared by all sessions.
 const MAX_UNIX: usize = 64;
@@ -265,6 +265,7 @@ impl Checker<'_> {
             if let Some(span) = unresolved.or(inference).filter(|_| mask.columns.is_none()) {
                 self.hinted(span, "this is for masks of columns", "what a detector finds has no column");
             }
+            let direction = mask.direction.as_ref().map(|at| at.value).unwrap_or_default();
             self.fits(mask, names.as_deref());
             let json: Vec<String> = self
                 .filled(&mask.json, "json")
@@ -274,12 +275,14 @@ impl Checker<'_> {
                 .collect();
             let here: Vec<usize> = (0..self.upstreams.len())
                 .filter(|place| names.as_ref().is_none_or(|names| names.contains(&self.upstreams[*place].name)))
+                // Requests of other protocols are not masked, and `fits` said so of those that are named.
+                .filter(|place| direction == Direction::Response || self.upstreams[*place].protocol == ProtocolId::Http)
                 .collect();
             let keys = columns.iter().map(|(span, column)| (span, column.clone()));
             let keys = keys.chain(detect.iter().map(|detector| (&detector.span, detector.value.as_str().to_owned())));
             let paths = mask.json.iter().flat_map(|list| &list.value);
             let keys = keys.chain(paths.map(|path| (&path.span, format!("/{}", path.value))));
-            for (span, key) in keys {
+            for (span, key) in keys.map(|(span, key)| (span, format!("{direction:?} {key}"))) {
                 let line = self.source.position(span.start).0;
                 let others = here.iter().filter_map(|place| seen[*place].get(&key).copied());
                 let conflict = others.filter(|(with, _)| *with != mask.with).min_by_key(|(_, line)| *line);
@@ -297,6 +300,7 @@ impl Checker<'_> {
                     json: json.clone(),
                     detect: detect.iter().map(|detector| detector.value).collect(),
                     with: mask.with,
+                    direction,
                     unresolved: mask.unresolved.as_ref().map(|at| at.value).unwrap_or_default(),
                     inference: mask.inference.as_ref().map(|at| at.value).unwrap_or_default(),
                 });
@@ -314,6 +318,11 @@ impl Checker<'_> {
             ("columns", mask.columns.as_ref().map(|key| &key.span), ProtocolId::Postgres),
             ("json", mask.json.as_ref().map(|key| &key.span), ProtocolId::Http),
         ];
+        let requests = mask.direction.as_ref().filter(|at| at.value == Direction::Request);
+        let keys = keys.into_iter().chain([("direction", requests.map(|at| &at.span), ProtocolId::Http)]);
+        if let Some(columns) = mask.columns.as_ref().filter(|_| requests.is_some()) {
+            self.hinted(&columns.span, "a request has no columns", "leave `direction` out");
+        }
         for (key, span, protocol) in keys {
             let strays =
                 spoken.iter().any(|spoken| *spoken != protocol) && (names.is_some() || !spoken.contains(&protocol));

@@ -12,7 +12,7 @@ use super::{
     Autonomy, ClientTls, Effect, Filesystem, HoldScope, Inject, Reviewer, RunAs, Tier, TlsMode, duration::Span,
     size::Size,
 };
-use crate::action::{Detector, Inference, MaskWith, Unresolved, Verb};
+use crate::action::{Detector, Direction, Inference, MaskWith, Unresolved, Verb};
 
 /// The policy of one workload.
 #[derive(Debug, Deserialize, JsonSchema)]
@@ -112,6 +112,19 @@ pub(super) struct Upstream {
     pub(super) client_tls: ClientTls,
     /// How the enforcer logs in. Default: without a secret.
     pub(super) credential: Option<At<Credential>>,
+    /// `http`: requests that do something else than their method says, such as a search that is a POST. The first that
+    /// matches counts.
+    #[serde(default)]
+    pub(super) route: Vec<At<Route>>,
+}
+
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Route {
+    /// Globs over `METHOD /path`.
+    pub(super) targets: At<Vec<At<String>>>,
+    /// What they do: `read`, `write`, `delete`, `schema`, `admin` or `execute`.
+    pub(super) verb: At<Verb>,
 }
 
 #[derive(Debug, Deserialize, JsonSchema)]
@@ -218,6 +231,9 @@ pub(super) struct Mask {
     pub(super) detect: Option<At<Vec<At<Detector>>>>,
     /// What takes the value's place.
     pub(super) with: MaskWith,
+    /// `http`: `response` (default), or `request`: in what the workload sends, before it is judged. The whole body is read
+    /// for it; a value that stands in the path, the query or a header field refuses the request.
+    pub(super) direction: Option<At<Direction>>,
     /// For results whose values cannot be traced to columns, and responses that are no JSON where places in it are masked:
     /// `deny` refuses the statement or response (default), `mask` hides them. The strictest of an upstream's masks of
     /// columns or places counts.

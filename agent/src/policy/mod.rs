@@ -29,8 +29,8 @@ pub use file::schema;
 pub use rule::{DEFAULT_EXPIRES, Origin, RuleSpec};
 pub use set::PolicySet;
 pub use spec::{
-    Autonomy, ClientTls, CredentialRef, CredentialSource, Filesystem, Inject, LimitSpec, Reviewer, RunAs, Temporary,
-    Tier, TlsMode, TlsSpec, UpstreamSpec, WorkloadSpec,
+    Autonomy, ClientTls, CredentialRef, CredentialSource, Filesystem, Inject, LimitSpec, Reviewer, Route, RunAs,
+    Temporary, Tier, TlsMode, TlsSpec, UpstreamSpec, WorkloadSpec,
 };
 
 #[cfg(test)]

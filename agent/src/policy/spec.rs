@@ -4,7 +4,7 @@ use std::{fmt, path::PathBuf, sync::Arc, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
-use crate::action::ProtocolId;
+use crate::action::{Glob, ProtocolId, Verb};
 
 /// Who may decide a hold: `user:alice` or `group:dba`, names of the host's user database.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, schemars::JsonSchema)]
@@ -190,6 +190,31 @@ pub enum CredentialSource {
     },
 }
 
+/// Requests that do something else than their method says.
+#[derive(Clone, Debug)]
+pub struct Route {
+    /// Over `METHOD /path`.
+    pub targets: Vec<Glob>,
+    /// What they do.
+    pub verb: Verb,
+}
+
+impl Route {
+    /// What a request does by the first of these that says.
+    pub fn verb(routes: &[Self], target: &str) -> Option<Verb> {
+        routes.iter().find(|route| route.targets.iter().any(|glob| glob.matches(target))).map(|route| route.verb)
+    }
+}
+
+impl PartialEq for Route {
+    fn eq(&self, other: &Self) -> bool {
+        let texts = |route: &Self| route.targets.iter().map(|glob| glob.as_str().to_owned()).collect::<Vec<_>>();
+        self.verb == other.verb && texts(self) == texts(other)
+    }
+}
+
+impl Eq for Route {}
+
 /// A backend that a policy names.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct UpstreamSpec {
@@ -209,6 +234,8 @@ pub struct UpstreamSpec {
     pub client_tls: ClientTls,
     /// How to log in.
     pub credential: CredentialRef,
+    /// Requests of HTTP whose verb is not that of their method. The first that matches counts.
+    pub routes: Vec<Route>,
 }
 
 /// TLS between client and enforcer, on the same host.

@@ -6,7 +6,8 @@ use smallvec::SmallVec;
 
 use super::*;
 use crate::action::{
-    Action, Clarity, Facts, Part, ProcessFacts, ProtocolId, Resource, SqlFacts, Subject, Target, Verb,
+    Action, Clarity, Direction, Facts, MaskWith, Part, ProcessFacts, ProtocolId, Resource, SqlFacts, Subject, Target,
+    Verb,
 };
 
 mod attacks;
@@ -576,6 +577,37 @@ fn rules_are_about_their_upstreams() {
     assert_eq!(policy.masks("two")[1].columns, ["**.email", "public.t.c", "**.x"]);
     assert!(policy.masks("nowhere").is_empty());
     assert_eq!(policy.upstream("two").expect("declared").addresses, ["two:1", "[::1]:2"]);
+}
+
+#[test]
+fn masks_of_requests_are_for_http_and_routes_have_verbs() {
+    let http = format!("{HEAD}\n[[upstream]]\nname = \"api\"\nprotocol = \"http\"\naddress = \"api:443\"\n");
+    let both = "[[mask]]\ndetect = [\"email\"]\nwith = \"redact\"\n\
+         [[mask]]\ndirection = \"request\"\ndetect = [\"email\"]\nwith = \"hash\"\n";
+    let policy = load(&format!("{http}{both}"));
+    assert_eq!(policy.masks("db").len(), 1, "what postgres is sent is not masked");
+    let ways: Vec<_> = policy.masks("api").iter().map(|mask| (mask.direction, mask.with)).collect();
+    assert_eq!(ways, [(Direction::Response, MaskWith::Redact), (Direction::Request, MaskWith::Hash)]);
+    for (more, said) in [
+        (
+            "[[mask]]\nupstream = \"db\"\ndirection = \"request\"\ndetect = [\"email\"]\nwith = \"hash\"\n",
+            "`direction` is for upstreams of the protocol `http`",
+        ),
+        (
+            "[[mask]]\nupstream = \"db\"\ndirection = \"request\"\ncolumns = [\"a.b\"]\nwith = \"hash\"\n",
+            "a request has no columns",
+        ),
+        ("[[upstream.route]]\ntargets = [\"POST /x\"]\nverb = \"connect\"\n", "no request does `connect`"),
+        ("[[upstream.route]]\ntargets = [\"/x\"]\nverb = \"read\"\n", "a target is `METHOD /path`"),
+        ("[[upstream.route]]\ntargets = []\nverb = \"read\"\n", "a route needs a target"),
+    ] {
+        let errors = PolicySet::from_texts([("a.toml", &*format!("{http}{more}"))]).expect_err("refused");
+        let lines: Vec<_> = errors.lines().map(|line| format!("{line:?}")).collect();
+        assert!(lines.iter().any(|line| line.contains(said)), "{more}: {lines:?}");
+    }
+    let text = format!("{HEAD}[[upstream.route]]\ntargets = [\"POST /x\"]\nverb = \"read\"\n");
+    let errors = PolicySet::from_texts([("a.toml", &*text)]).expect_err("refused");
+    assert!(errors.to_string().contains("only requests of HTTP have routes"), "{errors}");
 }
 
 #[test]

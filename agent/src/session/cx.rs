@@ -46,7 +46,16 @@ pub struct Judge {
     /// The policy.
     pub policy: Arc<Policy>,
     /// Its masks for the connection's upstream.
-    pub masks: Arc<MaskSet>,
+    pub masks: Masks,
+}
+
+/// Masks of one upstream, compiled.
+#[derive(Clone, Debug)]
+pub struct Masks {
+    /// For what comes back.
+    pub response: Arc<MaskSet>,
+    /// For what the workload sends.
+    pub request: Arc<MaskSet>,
 }
 
 impl fmt::Debug for ConnectionCx {
@@ -111,9 +120,14 @@ impl ConnectionCx {
         self.resource.1.get()?.database.as_ref()
     }
 
-    /// The masks in force.
+    /// The masks in force for what comes back.
     pub fn masks(&self) -> Arc<MaskSet> {
-        Arc::clone(&self.policy.load().masks)
+        Arc::clone(&self.policy.load().masks.response)
+    }
+
+    /// The masks in force for what the workload sends.
+    pub fn request_masks(&self) -> Arc<MaskSet> {
+        Arc::clone(&self.policy.load().masks.request)
     }
 
     /// Whether the policy in force asks for bound parameters.

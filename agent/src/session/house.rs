@@ -14,13 +14,13 @@ use futures_util::future::BoxFuture;
 
 use super::{
     BoxIo, ConnectionCx, Gate, LiveTable, Network,
-    cx::Judge,
+    cx::{Judge, Masks},
     live::connect,
     names::{self, Answered},
     permit::{Command, Lasting, Refusal, Standing},
 };
 use crate::{
-    action::{ProcessFacts, ProtocolId},
+    action::{Direction, ProcessFacts, ProtocolId},
     hold::HoldStore,
     identity::{self, Session, Sessions},
     mask::MaskSet,
@@ -72,7 +72,7 @@ pub enum SessionError {
 }
 
 /// A policy, the name of one of its upstreams, and the masks of both.
-pub type CompiledMasks = (Arc<Policy>, Box<str>, Arc<MaskSet>);
+pub type CompiledMasks = (Arc<Policy>, Box<str>, Masks);
 
 /// Everything that sessions share.
 pub struct House {
@@ -135,20 +135,24 @@ impl House {
     }
 
     /// The compiled masks of a policy for an upstream, compiled once and kept while the policy is in force.
-    fn masks(&self, policy: &Arc<Policy>, upstream: &str) -> Option<Arc<MaskSet>> {
+    fn masks(&self, policy: &Arc<Policy>, upstream: &str) -> Option<Masks> {
         let mut compiled = self.compiled.lock().unwrap_or_else(PoisonError::into_inner);
         let known = compiled.iter().find(|(of, name, _)| Arc::ptr_eq(of, policy) && &**name == upstream);
         if let Some((_, _, masks)) = known {
-            return Some(Arc::clone(masks));
+            return Some(masks.clone());
         }
         // Masks that do not compile were refused when the policy was loaded; should one still fail, nothing passes.
-        let masks = MaskSet::compile(policy.masks(upstream), self.mask_key)
-            .inspect_err(|error| tracing::error!(%error, upstream, "masks do not compile"))
-            .ok()?;
-        let masks = Arc::new(masks);
+        let compile = |direction| {
+            let specs = policy.masks(upstream).iter().filter(|spec| spec.direction == direction);
+            MaskSet::compile(&specs.cloned().collect::<Vec<_>>(), self.mask_key)
+                .inspect_err(|error| tracing::error!(%error, upstream, "masks do not compile"))
+                .map(Arc::new)
+                .ok()
+        };
+        let masks = Masks { response: compile(Direction::Response)?, request: compile(Direction::Request)? };
         let policies = self.policies.load();
         compiled.retain(|(of, ..)| policies.policies().iter().any(|p| Arc::ptr_eq(p, of)));
-        compiled.push((Arc::clone(policy), upstream.into(), Arc::clone(&masks)));
+        compiled.push((Arc::clone(policy), upstream.into(), masks.clone()));
         Some(masks)
     }
 

@@ -13,7 +13,7 @@ mod names;
 mod network;
 mod permit;
 
-pub use cx::{ConnectionCx, Judge};
+pub use cx::{ConnectionCx, Judge, Masks};
 pub use gate::{Begun, Gate};
 pub use house::{Arrival, Ended, House, Protocol, SessionError, gate, may_connect, serve, would_connect};
 pub use live::{ConnectionView, Entry, LiveTable};

@@ -11,7 +11,7 @@ use serde::Serialize;
 use super::{CliError, Exit, Place, args::Form, args::PolicyAction, json_line, must_exist, print};
 use crate::{
     action::{Action, ProcessFacts, ProtocolId, Resource, Subject},
-    policy::{self, Effect, Policy, PolicyErrors, PolicySet, cases::Cases},
+    policy::{self, Effect, Policy, PolicyErrors, PolicySet, UpstreamSpec, cases::Cases},
     protocol::http,
     sql::{self, Names},
 };
@@ -174,7 +174,7 @@ fn explain(set: &PolicySet, question: &Question, form: Form) -> Result<Exit, Cli
         ends_at: None,
         process: ProcessFacts::default(),
     };
-    let explanation = policy.explain(&who, &to, &classify(to.protocol, &question.command));
+    let explanation = policy.explain(&who, &to, &classify(upstream, &question.command));
     if form.json {
         json_line(&explanation)?;
     } else {
@@ -260,10 +260,10 @@ fn by_name<'a>(set: &'a PolicySet, name: &str) -> Result<&'a Arc<Policy>, CliErr
     })
 }
 
-fn classify(protocol: ProtocolId, command: &str) -> Action {
-    match protocol {
+fn classify(upstream: &UpstreamSpec, command: &str) -> Action {
+    match upstream.protocol {
         ProtocolId::Postgres => sql::classify(command, &Offline).action,
-        ProtocolId::Http => http::classify(command),
+        ProtocolId::Http => http::classify(command, &upstream.routes),
     }
 }
 

@@ -151,7 +151,7 @@ impl Checker<'_> {
     }
 
     /// A pattern over `METHOD /path`.
-    fn route(&mut self, pattern: &At<String>) -> Option<Glob> {
+    pub(super) fn route(&mut self, pattern: &At<String>) -> Option<Glob> {
         let At { span, value: text } = pattern;
         if text == "**" {
             return self.globbed(pattern, Glob::route(text), "target pattern");

@@ -10,8 +10,9 @@ use std::{
 
 use super::{
     At, Checker, CredentialKind, CredentialRef, CredentialSource, DEFAULT_EXEC_TIMEOUT, Inject, ProtocolId, TlsMode,
-    TlsSpec, UpstreamSpec, file,
+    TlsSpec, UpstreamSpec, Verb, file,
 };
+use crate::policy::Route;
 
 impl Checker<'_> {
     pub(super) fn upstreams(&mut self, upstreams: &[At<file::Upstream>]) {
@@ -56,7 +57,28 @@ impl Checker<'_> {
             tls: self.tls(upstream.tls.as_ref()),
             client_tls: upstream.client_tls,
             credential: self.credential(&upstream.name.value, protocol, upstream.credential.as_ref()),
+            routes: self.routes(protocol, &upstream.route),
         }
+    }
+
+    fn routes(&mut self, protocol: ProtocolId, routes: &[At<file::Route>]) -> Vec<Route> {
+        let mut found = Vec::new();
+        for At { span, value: route } in routes {
+            if protocol != ProtocolId::Http {
+                self.hinted(span, "only requests of HTTP have routes", "say it with rules over targets");
+            }
+            if route.targets.value.is_empty() {
+                self.error(&route.targets.span, "a route needs a target");
+            }
+            let verb = route.verb.value;
+            if matches!(verb, Verb::Connect | Verb::Session | Verb::Infer | Verb::Unknown) {
+                let help = "`read`, `write`, `delete`, `schema`, `admin` or `execute`";
+                self.hinted(&route.verb.span, format!("no request does `{verb}`"), help);
+            }
+            let targets = route.targets.value.iter().filter_map(|pattern| self.route(pattern)).collect();
+            found.push(Route { targets, verb });
+        }
+        found
     }
 
     fn addresses(&mut self, upstream: &file::Upstream) -> Vec<At<String>> {

@@ -14,6 +14,7 @@ use super::{
     body::Report,
     deny::{AnyBody, Problem},
     guarded::Wrong,
+    outgoing::{self, Outgoing},
     request::{self, Request, RequestError},
     respond::respond,
     serve::hosts,
@@ -22,6 +23,7 @@ use super::{
 };
 use crate::{
     action::{Action, Body, ProtocolId, Target},
+    mask::Hits,
     policy::Decision,
     session::{Begun, Command, ConnectionCx, Gate, Lasting, NetError, Standing},
     wire::Charge,
@@ -74,7 +76,7 @@ impl Connection {
         {
             return self.refuse(Problem::bad_request(violation.to_string()), "http framing").await;
         }
-        let request = Request::read(&head, &self.cx.upstream.credential);
+        let request = Request::read(&head, &self.cx.upstream.credential, &self.cx.upstream.routes);
         match request.and_then(|request| self.is_for_us(&request).map(|address| (request, address))) {
             Ok((request, address)) => self.judge(request, body, &address).await,
             Err(RequestError::Host) => {
@@ -128,25 +130,9 @@ impl Connection {
     }
 
     async fn judge(&self, mut request: Request, body: Incoming, address: &str) -> Answered {
-        let (sends, _held_memory) = if body.is_end_stream() {
-            (Sends::Nothing, Charge::default())
-        } else {
-            request.set_body(Body::Pending);
-            // A stream of calls may wait for answers before it ends. Whatever a rule asks of its body has no answer.
-            let asked = self.cx.asks_body() && !is_grpc(&request.headers);
-            if asked || matches!(self.cx.decide(&request.action()), Decision::Hold(_)) {
-                match self.read(body).await {
-                    Ok((bytes, charge)) => {
-                        request.set_body(request::json(&bytes));
-                        (Sends::All(bytes), charge)
-                    }
-                    Err(problem) => return self.refuse(problem, "http body").await,
-                }
-            } else {
-                // A body that no rule asks for is none that a rule could have been told of.
-                request.set_body(Body::Unknown);
-                (Sends::Streams(body), Charge::default())
-            }
+        let (sends, hits, _held_memory) = match self.sends(&mut request, body).await {
+            Ok(sends) => sends,
+            Err((problem, rule)) => return self.refuse(problem, rule).await,
         };
         let command = match &sends {
             Sends::All(bytes) => request.command(Some(bytes)),
@@ -171,7 +157,8 @@ impl Connection {
         let sent = self.upstream.send(&self.cx, address, permit, &request, &judged, sends).await;
         match sent {
             Ok((response, keep)) => {
-                let report = Report::new(Arc::clone(&self.cx), seq, response.status(), started);
+                let mut report = Report::new(Arc::clone(&self.cx), seq, response.status(), started);
+                report.masked(&hits);
                 respond(&request, response, keep, report).await.map_err(Box::new)
             }
             Err(error) => {
@@ -190,6 +177,38 @@ impl Connection {
                 Err(Box::new(problem))
             }
         }
+    }
+
+    /// The body as it will be sent, and what was masked in it. It is read now where a rule asks for it, a person must
+    /// decide, or it is masked.
+    async fn sends(
+        &self,
+        request: &mut Request,
+        body: Incoming,
+    ) -> Result<(Sends, Hits, Charge), (Problem, &'static str)> {
+        let masks = self.cx.request_masks();
+        let outgoing = (!masks.is_empty()).then(|| Outgoing { masks, secrets: self.cx.house.secrets.known() });
+        if let Some(outgoing) = &outgoing {
+            outgoing.head(request).map_err(|problem| (problem, outgoing::RULE))?;
+        }
+        if body.is_end_stream() {
+            return Ok((Sends::Nothing, Hits::default(), Charge::default()));
+        }
+        request.set_body(Body::Pending);
+        // A stream of calls may wait for answers before it ends. Whatever a rule asks of its body has no answer.
+        let asked = outgoing.is_some() || (self.cx.asks_body() && !is_grpc(&request.headers));
+        if !asked && !matches!(self.cx.decide(&request.action()), Decision::Hold(_)) {
+            // A body that no rule asks for is none that a rule could have been told of.
+            request.set_body(Body::Unknown);
+            return Ok((Sends::Streams(body), Hits::default(), Charge::default()));
+        }
+        let (bytes, charge) = self.read(body).await.map_err(|problem| (problem, "http body"))?;
+        let (bytes, hits) = match outgoing {
+            Some(outgoing) => outgoing.body(request, &bytes).map_err(|problem| (problem, outgoing::RULE))?,
+            None => (bytes, Hits::default()),
+        };
+        request.set_body(request::json(&bytes));
+        Ok((Sends::All(bytes), hits.of_request(), charge))
     }
 
     /// Reads all of a body, for a rule or a reviewer.

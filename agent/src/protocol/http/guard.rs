@@ -262,7 +262,7 @@ fn field(line: &[u8]) -> Result<(&[u8], &[u8]), Violation> {
         return Err(Violation("a header field goes on over several lines"));
     }
     let colon = memchr::memchr(b':', line).ok_or(Violation("a header field has no `:`"))?;
-    let (name, value) = (&line[..colon], line[colon + 1..].trim_ascii());
+    let (name, value) = (&line[..colon], trimmed(&line[colon + 1..]));
     let token = |b: &u8| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(b);
     if name.is_empty() || !name.iter().all(token) {
         return Err(Violation("the name of a header field has characters that no name has"));
@@ -271,6 +271,14 @@ fn field(line: &[u8]) -> Result<(&[u8], &[u8]), Violation> {
         return Err(Violation("the value of a header field has control characters"));
     }
     Ok((name, value))
+}
+
+/// Without the white space around it, which is spaces and tabs and nothing else (RFC 9110 section 5.6.3).
+fn trimmed(mut value: &[u8]) -> &[u8] {
+    while let [b' ' | b'\t', rest @ ..] | [rest @ .., b' ' | b'\t'] = value {
+        value = rest;
+    }
+    value
 }
 
 /// Hexadecimal digits and nothing else: extensions are understood in many ways.

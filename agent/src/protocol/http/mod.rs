@@ -25,6 +25,7 @@ pub mod fuzz;
 mod guard;
 mod guarded;
 mod masker;
+mod outgoing;
 mod path;
 mod request;
 mod respond;

@@ -17,7 +17,7 @@ use super::{
 };
 use crate::{
     action::{Action, Body, Clarity, Facts, HttpFacts, Part, ProtocolId, Target, Verb},
-    policy::{CredentialRef, CredentialSource, Inject},
+    policy::{CredentialRef, CredentialSource, Inject, Route},
     session::{Command, Lasting, Standing},
 };
 
@@ -86,7 +86,11 @@ impl Request {
     ///
     /// # Errors
     /// It cannot be judged.
-    pub fn read(head: &http::request::Parts, credential: &CredentialRef) -> Result<Self, RequestError> {
+    pub fn read(
+        head: &http::request::Parts,
+        credential: &CredentialRef,
+        routes: &[Route],
+    ) -> Result<Self, RequestError> {
         let fields = &head.headers;
         let upgrades = fields.contains_key(header::UPGRADE) || fields.contains_key("http2-settings");
         if upgrades {
@@ -116,8 +120,9 @@ impl Request {
         let mut parts = SmallVec::new();
         for method in &methods {
             for reading in &readings {
-                let verb = if path == "*" { Verb::Read } else { verb(method) };
-                parts.push((verb, Target::new(format!("{method} {reading}"))));
+                let target = format!("{method} {reading}");
+                let usual = if path == "*" { Verb::Read } else { verb(method) };
+                parts.push((Route::verb(routes, &target).unwrap_or(usual), Target::new(target)));
             }
         }
         let headers = forwarded(fields, credential);
@@ -292,7 +297,7 @@ fn parameters(query: &str) -> BTreeMap<String, Option<String>> {
 }
 
 /// Decodes `application/x-www-form-urlencoded` (URL Standard section 5.1).
-fn decoded(text: &str) -> String {
+pub fn decoded(text: &str) -> String {
     let mut out = Vec::with_capacity(text.len());
     let bytes = text.as_bytes();
     let mut at = 0;
@@ -400,7 +405,7 @@ impl<'de> Deserialize<'de> for Once {
 }
 
 /// What a line `METHOD /path` of a decision case or a question would do.
-pub fn classify(line: &str) -> Action {
+pub fn classify(line: &str, routes: &[Route]) -> Action {
     let opaque = || Action::opaque(ProtocolId::Http, Target::new("http:opaque"));
     let (line, body) = line.split_once("\n\n").unwrap_or((line, ""));
     let mut lines = line.lines();
@@ -416,7 +421,7 @@ pub fn classify(line: &str) -> Action {
     if let Some(host) = parts.uri.authority().and_then(|authority| HeaderValue::from_str(authority.as_str()).ok()) {
         parts.headers.insert(header::HOST, host);
     }
-    match Request::read(&parts, &none) {
+    match Request::read(&parts, &none, routes) {
         Ok(mut request) => {
             request.set_body(json(body.as_bytes()));
             request.action()

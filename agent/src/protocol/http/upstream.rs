@@ -294,6 +294,10 @@ async fn once(
     match &mut open.sender {
         Sender::Http1(sender) => {
             sender.ready().await.map_err(UpstreamError::Broken)?;
+            // The library would leave the body of a GET out where nobody says how long it is.
+            if outgoing.body().size_hint().exact().is_none() {
+                headers.insert(header::TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
+            }
             *outgoing.uri_mut() = target.parse().map_err(|_| UpstreamError::Changed)?;
             *outgoing.headers_mut() = headers;
             sender.send_request(outgoing).await.map_err(UpstreamError::Broken)

@@ -77,6 +77,8 @@ fn what_has_two_readings_is_refused_before_any_of_it_passes() {
         host("Transfer-Encoding: \"chunked\""),
         host("Transfer-Encoding: chunked\r\nTransfer-Encoding: identity"),
         host("Transfer-Encoding:\x0bchunked"),
+        host("Transfer-Encoding: \x0cchunked"),
+        host("Content-Length: 5\x0c"),
         host("Transfer-Encoding : chunked"),
         host("Transfer-Encoding\t: chunked"),
         host(" Transfer-Encoding: chunked"),

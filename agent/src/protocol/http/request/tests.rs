@@ -10,7 +10,7 @@ fn read(method: &str, target: &str, fields: &[(&str, &str)], inject: &str) -> Re
     for (name, value) in fields {
         head = head.header(*name, *value);
     }
-    Request::read(&head.body(()).unwrap().into_parts().0, &credential(inject))
+    Request::read(&head.body(()).unwrap().into_parts().0, &credential(inject), &[])
 }
 
 fn parts(request: &Request) -> Vec<String> {
@@ -117,11 +117,11 @@ fn shapes_leave_out_what_differs() {
 
 #[test]
 fn cases_read_as_requests() {
-    let action = classify("POST /orders\nHost: api\nContent-Type: application/json\n\n{\"amount\": 5}");
+    let action = classify("POST /orders\nHost: api\nContent-Type: application/json\n\n{\"amount\": 5}", &[]);
     let Facts::Http(facts) = &action.facts else { panic!("no facts") };
     assert_eq!((&*facts.host, &facts.body), ("api", &Body::Json(serde_json::json!({"amount": 5}))));
-    assert_eq!(classify("GET https://api/x").parts[0].1.as_str(), "GET /x");
+    assert_eq!(classify("GET https://api/x", &[]).parts[0].1.as_str(), "GET /x");
     for line in ["", "GET", "GET /%zz", "nonsense"] {
-        assert_eq!(classify(line).clarity, Clarity::Opaque, "{line}");
+        assert_eq!(classify(line, &[]).clarity, Clarity::Opaque, "{line}");
     }
 }
