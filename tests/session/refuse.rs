@@ -196,6 +196,24 @@ async fn a_policy_that_no_longer_allows_the_upstream_ends_its_connections() {
     assert!(format!("{error:?}").contains("closed"), "{error:?}");
 }
 
+/// A prepared statement is judged at each execution by the policy then in force, though nothing else changed.
+#[tokio::test]
+async fn a_prepared_statement_meets_the_policy_of_now() {
+    let server = server();
+    let house = TestHouse::new(&server, POLICY).unwrap();
+    let client = house.client().await.unwrap();
+    let statement = client.prepare("SELECT id FROM orders WHERE id = $1").await.unwrap();
+    let closed =
+        format!("{POLICY}\n[[rule]]\nname = \"closed\"\nupstream = \"shop\"\nverbs = [\"read\"]\neffect = \"deny\"\n");
+    for _ in 0..2 {
+        assert_eq!(client.query(&statement, &[&7i32]).await.unwrap().len(), 1);
+        house.reload(&server, &closed).unwrap();
+        let error = client.query(&statement, &[&7i32]).await.unwrap_err();
+        assert_eq!(error.code().unwrap().code(), "42501", "{error:?}");
+        house.reload(&server, POLICY).unwrap();
+    }
+}
+
 /// What a rule says of parameters counts for each execution, whatever form they come in.
 #[tokio::test]
 async fn rules_see_bound_parameters() {

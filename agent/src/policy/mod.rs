@@ -15,6 +15,7 @@ mod file;
 pub mod fuzz;
 mod index;
 mod read;
+mod remembered;
 mod rule;
 mod set;
 mod size;
@@ -26,6 +27,7 @@ pub use decision::{Decision, Effect, HoldScope, HoldSpec, Obligations, Reason};
 pub use error::{PolicyError, PolicyErrors};
 pub use explain::{Explanation, HoldExplanation, PartExplanation, RuleExplanation};
 pub use file::schema;
+pub use remembered::Remembered;
 pub use rule::{DEFAULT_EXPIRES, Origin, RuleSpec};
 pub use set::PolicySet;
 pub use spec::{

@@ -543,6 +543,16 @@ fn what_cannot_be_evaluated_matches_refusals_only() {
 }
 
 #[test]
+fn what_is_remembered_is_one_policys() {
+    let open = policy("[[rule]]\nname = \"all\"\nverbs = [\"read\"]\neffect = \"allow\"\n");
+    let shut = policy("[[rule]]\nname = \"none\"\nverbs = [\"read\"]\neffect = \"deny\"\n");
+    let (last, asked) = (Remembered::default(), action("read public.a"));
+    for policy in [&open, &open, &shut, &shut, &open] {
+        assert_eq!(last.decide(policy, &who(), &to(), &asked), policy.decide(&who(), &to(), &asked));
+    }
+}
+
+#[test]
 fn the_resource_must_be_the_policys() {
     let policy =
         load(&format!("{HEAD}databases = [\"shop\", \"Odd\"]\n[[rule]]\nname = \"all\"\neffect = \"allow\"\n"));

@@ -12,7 +12,7 @@ use super::{House, permit::Refusal};
 use crate::{
     action::{Action, Resource, Subject},
     mask::MaskSet,
-    policy::{Decision, Policy, Reason, UpstreamSpec},
+    policy::{Decision, Policy, Reason, Remembered, UpstreamSpec},
     record::{Event, EventBody, Position, Told},
     wire::{Budget, Limits},
 };
@@ -142,10 +142,23 @@ impl ConnectionCx {
 
     /// Asks the policy in force. A session that is over may do nothing more.
     pub fn decide(&self, action: &Action) -> Decision {
-        if self.subject.ends_at.is_some_and(|end| end <= std::time::SystemTime::now()) {
-            return Decision::Deny(Reason { rule: "session".into(), text: "the session's time is over".into() });
-        }
-        self.policy.load().policy.decide(&self.subject, self.resource.1.get().unwrap_or(&self.resource.0), action)
+        self.over().unwrap_or_else(|| self.policy.load().policy.decide(&self.subject, self.resource(), action))
+    }
+
+    /// The same for an action that comes again, unchanged, on this connection; asked first once its database is known.
+    pub fn decide_again(&self, action: &Action, last: &Remembered) -> Decision {
+        let decide = || last.decide(&self.policy.load().policy, &self.subject, self.resource(), action);
+        self.over().unwrap_or_else(decide)
+    }
+
+    fn resource(&self) -> &Resource {
+        self.resource.1.get().unwrap_or(&self.resource.0)
+    }
+
+    fn over(&self) -> Option<Decision> {
+        let is_over = self.subject.ends_at.is_some_and(|end| end <= std::time::SystemTime::now());
+        let reason = || Reason { rule: "session".into(), text: "the session's time is over".into() };
+        is_over.then(|| Decision::Deny(reason()))
     }
 
     /// Puts another policy in force for what comes next.

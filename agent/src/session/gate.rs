@@ -21,7 +21,7 @@ use super::{
 use crate::{
     action::Action,
     hold::{HoldError, HoldRequest, Outcome, Pending},
-    policy::{Decision, Effect, HoldSpec},
+    policy::{Decision, Effect, HoldSpec, Remembered},
     record::{DecisionNote, EventBody, Position},
 };
 
@@ -58,8 +58,18 @@ impl Gate {
 
     /// Judges a command. Calls for an async runtime only where it must wait.
     pub fn begin(&self, command: Command) -> Begun {
-        let seq = self.seq.fetch_add(1, Ordering::Relaxed) + 1;
         let decision = self.cx.decide(&command.action);
+        self.decided(command, decision)
+    }
+
+    /// Judges a command whose action is the one of which `last` remembers the decision.
+    pub fn begin_again(&self, command: Command, last: &Remembered) -> Begun {
+        let decision = self.cx.decide_again(&command.action, last);
+        self.decided(command, decision)
+    }
+
+    fn decided(&self, command: Command, decision: Decision) -> Begun {
+        let seq = self.seq.fetch_add(1, Ordering::Relaxed) + 1;
         match decision {
             Decision::Allow(obligations) => {
                 let effect = if obligations.notify { Effect::Notify } else { Effect::Allow };
@@ -88,8 +98,16 @@ impl Gate {
 
     /// Judges what only prepares a command, which will be judged again, and recorded, when it runs: refused only if it could
     /// never run. A refusal is recorded, and only for that the whole `command` is made.
-    pub fn prepare(&self, action: &Action, bytes: Bytes, command: impl FnOnce(Bytes) -> Command) -> Begun {
-        match self.cx.decide(action) {
+    /// `last` remembers the decision, where the same action comes again.
+    pub fn prepare(
+        &self,
+        action: &Action,
+        last: Option<&Remembered>,
+        bytes: Bytes,
+        command: impl FnOnce(Bytes) -> Command,
+    ) -> Begun {
+        let decision = last.map_or_else(|| self.cx.decide(action), |last| self.cx.decide_again(action, last));
+        match decision {
             Decision::Allow(_) | Decision::Hold(_) => Begun::Ready(Ok(Permit { bytes, seq: 0 })),
             Decision::Suggest(_) | Decision::Deny(_) => self.begin(command(bytes)),
         }

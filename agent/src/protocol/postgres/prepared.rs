@@ -17,6 +17,7 @@ use super::{
 use crate::{
     action::{Action, Facts, Part, Target, Verb},
     mask::MaskSet,
+    policy::Remembered,
     sql::{StatementInfo, StatementKind},
     wire::Charge,
 };
@@ -46,6 +47,8 @@ pub struct Prepared {
     pub barred: Option<(&'static str, String)>,
     /// Which of its computed columns are hidden, and whether it may reach a masked one, under the masks that this was asked for.
     pub computed: Memo<(Arc<MaskSet>, (Computed, bool))>,
+    /// What the policy says of `action`.
+    pub decided: Remembered,
     /// What its last rows were masked by.
     pub last: Memo<Arc<Planned>>,
     /// Its memory.
@@ -196,6 +199,17 @@ pub struct Portal {
     /// Its memory.
     #[expect(dead_code, reason = "given back when dropped")]
     pub charge: Charge,
+}
+
+impl Portal {
+    /// What it would do, and where the decision about that is remembered: bound parameters, where the policy asks for them,
+    /// come once.
+    pub fn judged(&self) -> (&Action, Option<&Remembered>) {
+        match &self.action {
+            Some(action) => (action, None),
+            None => (&self.statement.action, Some(&self.statement.decided)),
+        }
+    }
 }
 
 /// Everything that has a name.

@@ -16,6 +16,7 @@ use super::{
 use crate::{
     action::{Action, Target, Verb},
     hold::Estimate,
+    policy::Remembered,
     protocol::postgres::{
         deny::{self, Message},
         estimate::{self, Trial},
@@ -205,6 +206,7 @@ impl Relay {
                 computed: Memo::default(),
                 barred: None,
                 masks: Arc::clone(&self.masker.masks),
+                decided: Remembered::default(),
                 last: Memo::default(),
                 charge: self.cx.memory.charge(weight(sql, text.as_bytes()) + taken)?,
             };

@@ -19,6 +19,7 @@ use super::{
 };
 use crate::{
     action::{Action, Params, ProtocolId, Target, Verb},
+    policy::Remembered,
     protocol::postgres::{
         catalog::AGE,
         codec::{self, Bind, Execute, Frame, Malformed, Named, Parse, put, put_cstr},
@@ -272,6 +273,7 @@ impl Relay {
             epoch: self.names.epoch(),
             described: Described::default(),
             computed: Memo::default(),
+            decided: Remembered::default(),
             last: Memo::default(),
             charge: self.cx.memory.charge(weight(parse.sql, parse.essence))?,
         };
@@ -288,7 +290,7 @@ impl Relay {
         let bytes = frame.into_bytes();
         let begun = match prepared.barred.clone() {
             Some((rule, why)) => self.gate.refuse_by_protocol(command(bytes), rule, why),
-            None => self.gate.prepare(&prepared.action, bytes, command),
+            None => self.gate.prepare(&prepared.action, Some(&prepared.decided), bytes, command),
         };
         self.begun(begun, Then::Parse { name, prepared: Arc::new(prepared) })
     }
@@ -327,10 +329,10 @@ impl Relay {
             charge: self.cx.memory.charge(bind.essence.len())?,
         };
         let name = bind.portal.to_owned();
-        let (action, bytes) = (portal.action.as_ref().unwrap_or(&portal.statement.action), frame.into_bytes());
+        let ((action, last), bytes) = (portal.judged(), frame.into_bytes());
         let begun = match portal.statement.barred.clone() {
             Some((rule, why)) => self.gate.refuse_by_protocol(portal_command(&portal, &[], bytes), rule, why),
-            None => self.gate.prepare(action, bytes, |bytes| portal_command(&portal, &[], bytes)),
+            None => self.gate.prepare(action, last, bytes, |bytes| portal_command(&portal, &[], bytes)),
         };
         self.begun(begun, Then::Bind { name, portal })
     }
@@ -361,6 +363,7 @@ impl Relay {
             epoch: self.names.epoch(),
             described,
             computed: Memo::default(),
+            decided: Remembered::default(),
             last: Memo::default(),
             charge: self.cx.memory.charge(statement.charge.bytes())?,
         }))
@@ -396,7 +399,10 @@ impl Relay {
         if portal.running.load(Ordering::Relaxed) {
             command.standing = Standing::Continues;
         }
-        let begun = self.gate.begin(command);
+        let begun = match portal.judged() {
+            (_, Some(last)) => self.gate.begin_again(command, last),
+            (_, None) => self.gate.begin(command),
+        };
         // Rows can only be masked by their description, so one is asked for where the client did not.
         if !portal.described.swap(true, Ordering::Relaxed) && portal.statement.described.fields().is_none() {
             let mut out = BytesMut::new();

@@ -8,6 +8,7 @@ use super::{Relay, Stop};
 use crate::{
     action::{Action, ProtocolId, Target, Verb},
     mask::MaskSet,
+    policy::Remembered,
     protocol::postgres::{
         codec::{Bind, Format, Frame, Malformed},
         prepared::{Described, Memo, Portal, Prepared},
@@ -42,7 +43,7 @@ pub(super) fn portal_command(portal: &Portal, execute: &[u8], bytes: Bytes) -> C
         hash.update(part);
     }
     Command {
-        action: portal.action.as_ref().unwrap_or(&statement.action).clone(),
+        action: portal.judged().0.clone(),
         bytes,
         text: Arc::clone(&portal.text),
         shape: Arc::clone(&statement.shape),
@@ -82,6 +83,7 @@ pub(super) fn empty_prepared() -> Prepared {
         epoch: 0,
         described: Described::default(),
         computed: Memo::default(),
+        decided: Remembered::default(),
         barred: None,
         masks: Arc::new(MaskSet::none()),
         last: Memo::default(),
