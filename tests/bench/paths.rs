@@ -129,6 +129,7 @@ fn append(count: u64) -> Result<()> {
                 decision: decision.clone(),
                 hold: None,
                 waited_ms: None,
+                prompt_ref: None,
             },
             _ => EventBody::Result {
                 seq,

@@ -44,6 +44,16 @@ fn run(name: &str, target: impl Fn(&[u8])) {
 }
 
 #[test]
+fn ask() {
+    run("ask", protocol::llm::fuzz::request);
+}
+
+#[test]
+fn answer() {
+    run("answer", protocol::llm::fuzz::answer);
+}
+
+#[test]
 fn frames() {
     run("frames", fuzz::frames);
 }

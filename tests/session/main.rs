@@ -9,6 +9,7 @@ mod hold;
 mod http;
 mod http2;
 mod lists;
+mod llm;
 mod logins;
 mod masks;
 mod names;

@@ -15,6 +15,7 @@ use crate::{
 };
 
 const SCRIPT: &str = include_str!("web.py");
+const MODEL: &str = include_str!("llm.py");
 
 /// A running server.
 #[derive(Debug)]
@@ -105,6 +106,11 @@ impl Web {
         }
         let log = fs::read_to_string(dir.join("nginx.log")).unwrap_or_default();
         anyhow::bail!("nginx does not start: {log}")
+    }
+
+    /// Starts a stand-in for a model's service: it speaks the real formats over TLS, and thinks of nothing.
+    pub fn start_model() -> Result<Self> {
+        Self::start_script(MODEL, std::path::Path::new("/nonexistent"))
     }
 
     /// Starts another script of Python in its place, over TLS: it gets the folder with the certificate as its argument and

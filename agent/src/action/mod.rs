@@ -7,9 +7,11 @@
 
 pub mod glob;
 mod mask;
+mod turn;
 
 pub use glob::{Glob, GlobError};
 pub use mask::{Detector, Direction, Inference, MaskSpec, MaskWith, Unresolved};
+pub use turn::{CallNote, PromptRef, TurnNote, trace_in, trace_of};
 
 use std::{collections::BTreeMap, fmt, ops::Range, sync::Arc, time::SystemTime};
 
@@ -23,19 +25,30 @@ use smallvec::SmallVec;
 pub enum ProtocolId {
     /// PostgreSQL frontend/backend protocol 3.0 and 3.2.
     Postgres,
-    /// HTTP/1.1, in the clear and over TLS.
+    /// HTTP/1.1 and 2, in the clear and over TLS.
     Http,
+    /// Models' APIs over HTTP: OpenAI's chat completions and responses, Anthropic's messages.
+    Llm,
 }
 
 impl ProtocolId {
     /// Every protocol, in the order of listings.
-    pub const ALL: &'static [Self] = &[Self::Postgres, Self::Http];
+    pub const ALL: &'static [Self] = &[Self::Postgres, Self::Http, Self::Llm];
 
     /// The name that policies and records use.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Postgres => "postgres",
             Self::Http => "http",
+            Self::Llm => "llm",
+        }
+    }
+
+    /// Whether its commands are requests of HTTP.
+    pub fn is_http(self) -> bool {
+        match self {
+            Self::Postgres => false,
+            Self::Http | Self::Llm => true,
         }
     }
 
@@ -43,7 +56,7 @@ impl ProtocolId {
     pub fn separator(self) -> char {
         match self {
             Self::Postgres => '.',
-            Self::Http => '/',
+            Self::Http | Self::Llm => '/',
         }
     }
 }
@@ -275,6 +288,27 @@ pub struct HttpFacts {
     pub headers: BTreeMap<String, String>,
     /// Its body.
     pub body: Body,
+    /// What it asks of a model.
+    pub llm: Option<LlmFacts>,
+}
+
+/// Facts about one request to a model: `llm.*` in a `when`.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct LlmFacts {
+    /// `chat`, `responses` or `messages`.
+    pub api: &'static str,
+    /// The model's name, as asked for.
+    pub model: String,
+    /// Whether the answer comes piece by piece.
+    pub stream: bool,
+    /// Most tokens of the answer, where the request says.
+    pub max_tokens: Option<u64>,
+    /// Names of the tools that it offers to the model.
+    pub tools: Vec<String>,
+    /// The last thing that the user said; a long one is cut.
+    pub prompt: Option<Arc<str>>,
+    /// What in its tool results and user texts reads like an attempt to give the model other orders.
+    pub injection: Vec<&'static str>,
 }
 
 /// The body of a request, for policy.

@@ -17,7 +17,7 @@ use super::{
     view::{Estimate, GrantState, HoldChange, HoldView},
 };
 use crate::{
-    action::{Part, ProcessFacts},
+    action::{Part, ProcessFacts, TurnNote},
     policy::{HoldSpec, Reviewer},
 };
 
@@ -144,6 +144,8 @@ pub struct HoldRequest {
     pub process: ProcessFacts,
     /// Why the session runs.
     pub intent: Option<Arc<str>>,
+    /// The turns of conversations with models that it belongs to; several are candidates.
+    pub turns: Vec<TurnNote>,
     /// Upstream name.
     pub upstream: Arc<str>,
     /// Database, where the protocol has one.

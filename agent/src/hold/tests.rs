@@ -33,6 +33,7 @@ fn request(session: &str, command: &str) -> HoldRequest {
         seq: 1,
         process: ProcessFacts { pid: 10, uid: 1000, comm: "psql".into(), exe: None },
         intent: None,
+        turns: Vec::new(),
         upstream: "orders".into(),
         database: Some("shop".into()),
         command: command.into(),

@@ -6,7 +6,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use super::grants::GrantView;
-use crate::action::{Part, ProcessFacts};
+use crate::action::{Part, ProcessFacts, TurnNote};
 
 /// Where a hold stands; the names are those of the record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -107,6 +107,10 @@ pub struct HoldView {
     pub process: ProcessFacts,
     /// Why the session runs.
     pub intent: Option<Arc<str>>,
+    /// The turns of conversations with models that it belongs to; several are candidates. Written by agent and model: escape
+    /// control characters before they meet a terminal.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub turns: Vec<TurnNote>,
     /// Upstream name.
     pub upstream: Arc<str>,
     /// Database, where the protocol has one.

@@ -11,8 +11,10 @@ mod sessions;
 #[cfg(test)]
 #[expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 mod tests;
+mod turns;
 
 pub use facts::{cgroup_id, cgroup_path_of, process_facts};
 pub use ids::{is_session_id, new_session_id, new_trace_id};
 pub use persist::{LostSession, Restored};
 pub use sessions::{EndReason, Expiry, Home, IdentityError, NewSession, Session, Sessions, subject};
+pub use turns::{Thread, Turns};

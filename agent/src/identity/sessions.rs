@@ -15,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 use super::{
     ids,
     persist::{self, Restored, Saved, Store},
+    turns::Turns,
 };
 use crate::{
     action::{ProcessFacts, Subject},
@@ -188,6 +189,8 @@ pub struct Session {
     pub operator: String,
     /// Memory for what is sent on its connections; set by the first of them.
     pub memory: OnceLock<Arc<Budget>>,
+    /// Its conversations with models.
+    pub turns: Arc<Turns>,
     deadline: Option<Instant>,
     reason: OnceLock<EndReason>,
 }
@@ -225,6 +228,7 @@ impl Session {
             command: saved.command,
             operator: saved.operator,
             memory: OnceLock::new(),
+            turns: Arc::default(),
             deadline: left.and_then(|left| Instant::now().checked_add(left)),
             reason: OnceLock::new(),
         }
@@ -308,6 +312,7 @@ impl Sessions {
             command: new.command,
             operator: new.operator,
             memory: OnceLock::new(),
+            turns: Arc::default(),
             deadline: new.ttl.and_then(|ttl| Instant::now().checked_add(ttl)),
             reason: OnceLock::new(),
         });

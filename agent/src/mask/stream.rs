@@ -46,11 +46,19 @@ impl StreamScrubber {
     /// Takes the next piece and appends to `out` what can be sent by now.
     pub fn push(&mut self, piece: &[u8], out: &mut Vec<u8>) {
         // In slices, so that a large piece does not make the buffer as large.
-        for slice in piece.chunks(self.held_back() * 4) {
+        let enough = (detect::DECIDES + self.secrets.longest()) * 4;
+        for slice in piece.chunks(enough) {
             self.buffer.extend_from_slice(slice);
-            if self.buffer.len() - self.sent >= self.held_back() * 4 {
+            if self.buffer.len() - self.sent >= enough {
                 self.run(Input::Continues, out);
             }
+        }
+    }
+
+    /// Appends to `out` all that can be sent by now, however little it is: for text that somebody reads as it comes.
+    pub fn flush(&mut self, out: &mut Vec<u8>) {
+        if self.sent < self.buffer.len() {
+            self.run(Input::Continues, out);
         }
     }
 
@@ -62,7 +70,9 @@ impl StreamScrubber {
 
     /// How much of the text is not decided on until more has come.
     pub(super) fn held_back(&self) -> usize {
-        detect::DECIDES + self.secrets.longest()
+        // Without detectors, only a secret can have begun.
+        let decides = if self.masks.has_detectors() { detect::DECIDES } else { 0 };
+        decides + self.secrets.longest()
     }
 
     fn run(&mut self, input: Input, out: &mut Vec<u8>) {

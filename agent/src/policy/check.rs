@@ -276,7 +276,7 @@ impl Checker<'_> {
             let here: Vec<usize> = (0..self.upstreams.len())
                 .filter(|place| names.as_ref().is_none_or(|names| names.contains(&self.upstreams[*place].name)))
                 // Requests of other protocols are not masked, and `fits` said so of those that are named.
-                .filter(|place| direction == Direction::Response || self.upstreams[*place].protocol == ProtocolId::Http)
+                .filter(|place| direction == Direction::Response || self.upstreams[*place].protocol.is_http())
                 .collect();
             let keys = columns.iter().map(|(span, column)| (span, column.clone()));
             let keys = keys.chain(detect.iter().map(|detector| (&detector.span, detector.value.as_str().to_owned())));
@@ -318,14 +318,17 @@ impl Checker<'_> {
             ("columns", mask.columns.as_ref().map(|key| &key.span), ProtocolId::Postgres),
             ("json", mask.json.as_ref().map(|key| &key.span), ProtocolId::Http),
         ];
+        let speaks = |spoken: &ProtocolId, wanted: ProtocolId| {
+            *spoken == wanted || (wanted == ProtocolId::Http && spoken.is_http())
+        };
         let requests = mask.direction.as_ref().filter(|at| at.value == Direction::Request);
         let keys = keys.into_iter().chain([("direction", requests.map(|at| &at.span), ProtocolId::Http)]);
         if let Some(columns) = mask.columns.as_ref().filter(|_| requests.is_some()) {
             self.hinted(&columns.span, "a request has no columns", "leave `direction` out");
         }
         for (key, span, protocol) in keys {
-            let strays =
-                spoken.iter().any(|spoken| *spoken != protocol) && (names.is_some() || !spoken.contains(&protocol));
+            let fit = spoken.iter().filter(|spoken| speaks(spoken, protocol)).count();
+            let strays = fit < spoken.len() && (names.is_some() || fit == 0);
             if let Some(span) = span.filter(|_| strays) {
                 self.hinted(span, format!("`{key}` is for upstreams of the protocol `{protocol}`"), "name such a one");
             }
@@ -356,5 +359,6 @@ fn header(source: &Source, span: &Range<usize>) -> Range<usize> {
 }
 
 mod host;
+mod models;
 mod rules;
 mod upstreams;

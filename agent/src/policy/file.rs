@@ -9,8 +9,8 @@ use serde::{
 };
 
 use super::{
-    Autonomy, ClientTls, Effect, Filesystem, HoldScope, Inject, Reviewer, RunAs, Tier, TlsMode, duration::Span,
-    size::Size,
+    Autonomy, ClientTls, Effect, Filesystem, HoldScope, Inject, Injection, Reviewer, RunAs, Tier, TlsMode,
+    duration::Span, size::Size,
 };
 use crate::action::{Detector, Direction, Inference, MaskWith, Unresolved, Verb};
 
@@ -97,7 +97,7 @@ pub(super) struct Session {
 pub(super) struct Upstream {
     /// Letters, digits, `.`, `_` and `-`.
     pub(super) name: At<String>,
-    /// `postgres` or `http`.
+    /// `postgres`, `http`, or `llm` (models' APIs over HTTP).
     pub(super) protocol: At<String>,
     /// `host:port`, one or several.
     pub(super) address: At<Several<String>>,
@@ -116,6 +116,41 @@ pub(super) struct Upstream {
     /// matches counts.
     #[serde(default)]
     pub(super) route: Vec<At<Route>>,
+    /// `llm`: what models cost. The first that matches counts.
+    #[serde(default)]
+    pub(super) price: Vec<At<Price>>,
+    /// `llm`: what each session may use.
+    pub(super) session_budget: Option<At<Budget>>,
+    /// `llm`: what all sessions of the workload together may use.
+    pub(super) workload_budget: Option<At<Budget>>,
+    /// `llm`: what to do where a tool's result or a user's text reads like an attempt to give the model other orders: `allow`,
+    /// `warn` (default: it is on record) or `block`.
+    pub(super) injection: Option<At<Injection>>,
+}
+
+/// In any currency, the same everywhere.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Price {
+    /// Glob over names of models.
+    pub(super) model: At<String>,
+    /// Of a million tokens that go in.
+    pub(super) input: At<f64>,
+    /// Of a million tokens that come out.
+    pub(super) output: At<f64>,
+}
+
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Budget {
+    /// Requests.
+    pub(super) requests: Option<At<u64>>,
+    /// Tokens, those in and out together.
+    pub(super) tokens: Option<At<u64>>,
+    /// Money. A model without a price is refused then.
+    pub(super) cost: Option<At<f64>>,
+    /// How long until all of it is there again. Default: never, as long as the daemon runs.
+    pub(super) per: Option<Span>,
 }
 
 #[derive(Debug, Deserialize, JsonSchema)]
@@ -181,12 +216,14 @@ pub(super) struct Rule {
     pub(super) protocol: Option<At<String>>,
     /// Default: every verb; `unknown` is then refused but never let through.
     pub(super) verbs: Option<At<Vec<At<Verb>>>>,
-    /// Globs over targets: `schema.name` of `postgres`, `METHOD /path` of `http`. Default: every target.
+    /// Globs over targets: `schema.name` of `postgres`, `METHOD /path` of `http` and `llm`, `model:NAME` of `llm`. Default: every
+    /// target.
     pub(super) targets: Option<At<Vec<At<String>>>>,
     /// Globs over targets that the rule does not match.
     pub(super) except: Option<At<Vec<At<String>>>>,
     /// A CEL expression over `sql` (`verb`, `has_where`, `has_limit`, `tables`, `functions`, `statements`, `text`, `params`) or `http`
-    /// (`method`, `host`, `path`, `query`, `headers`, `body_json`), `workload`, `session` (`intent`), `upstream` and `database`.
+    /// (`method`, `host`, `path`, `query`, `headers`, `body_json`) or `llm` (`api`, `model`, `stream`, `max_tokens`, `tools`, `prompt`,
+    /// `injection`), `workload`, `session` (`intent`), `upstream` and `database`.
     pub(super) when: Option<At<String>>,
     /// What to do.
     pub(super) effect: Effect,

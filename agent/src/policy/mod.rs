@@ -31,8 +31,8 @@ pub use remembered::Remembered;
 pub use rule::{DEFAULT_EXPIRES, Origin, RuleSpec};
 pub use set::PolicySet;
 pub use spec::{
-    Autonomy, ClientTls, CredentialRef, CredentialSource, Filesystem, Inject, LimitSpec, Reviewer, Route, RunAs,
-    Temporary, Tier, TlsMode, TlsSpec, UpstreamSpec, WorkloadSpec,
+    Autonomy, Budget, ClientTls, CredentialRef, CredentialSource, Filesystem, Inject, Injection, LimitSpec, ModelSpec,
+    Price, Reviewer, Route, RunAs, Temporary, Tier, TlsMode, TlsSpec, UpstreamSpec, WorkloadSpec,
 };
 
 #[cfg(test)]

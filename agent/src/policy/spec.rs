@@ -236,6 +236,81 @@ pub struct UpstreamSpec {
     pub credential: CredentialRef,
     /// Requests of HTTP whose verb is not that of their method. The first that matches counts.
     pub routes: Vec<Route>,
+    /// Of models: prices, budgets, and what to do about injection.
+    pub models: ModelSpec,
+}
+
+/// What a policy says of an upstream with models.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ModelSpec {
+    /// What models cost. The first that matches counts.
+    pub prices: Vec<Price>,
+    /// What each session may use.
+    pub session: Option<Budget>,
+    /// What all sessions of the workload together may use.
+    pub workload: Option<Budget>,
+    /// What to do about what reads like other orders.
+    pub injection: Injection,
+}
+
+impl ModelSpec {
+    /// The price of a model.
+    pub fn price(&self, model: &str) -> Option<&Price> {
+        self.prices.iter().find(|price| price.model.matches(model))
+    }
+}
+
+/// What a model costs: millionths of the currency for a million tokens.
+#[derive(Clone, Debug)]
+pub struct Price {
+    /// Over names of models.
+    pub model: Glob,
+    /// For what goes in.
+    pub input: u64,
+    /// For what comes out.
+    pub output: u64,
+}
+
+impl Price {
+    /// Millionths of the currency for so many tokens in and out, rounded up.
+    pub fn of(&self, input: u64, output: u64) -> u64 {
+        let each = |tokens: u64, price: u64| u128::from(tokens) * u128::from(price);
+        u64::try_from((each(input, self.input) + each(output, self.output)).div_ceil(1_000_000)).unwrap_or(u64::MAX)
+    }
+}
+
+impl PartialEq for Price {
+    fn eq(&self, other: &Self) -> bool {
+        (self.model.as_str(), self.input, self.output) == (other.model.as_str(), other.input, other.output)
+    }
+}
+
+impl Eq for Price {}
+
+/// What may be used of models. What is absent is not limited.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Budget {
+    /// Requests.
+    pub requests: Option<u64>,
+    /// Tokens in and out.
+    pub tokens: Option<u64>,
+    /// Millionths of the currency.
+    pub cost: Option<u64>,
+    /// How long until all of it is there again.
+    pub per: Option<Duration>,
+}
+
+/// What to do where a text reads like an attempt to give a model other orders.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Injection {
+    /// Nothing.
+    Allow,
+    /// Say so on record.
+    #[default]
+    Warn,
+    /// Refuse the request.
+    Block,
 }
 
 /// TLS between client and enforcer, on the same host.

@@ -20,13 +20,14 @@ use cel::{
 use super::error::did_you_mean;
 use smallvec::SmallVec;
 
-use crate::action::{Body, HttpFacts, Params, ProtocolId, Resource, SqlFacts, Subject, Target};
+use crate::action::{Body, HttpFacts, LlmFacts, Params, ProtocolId, Resource, SqlFacts, Subject, Target};
 
 static ENV: LazyLock<Arc<Env>> = LazyLock::new(|| Arc::new(Env::stdlib().with_optional_support(false)));
 
-const VARIABLES: &[&str] = &["sql", "http", "workload", "session", "upstream", "database"];
+const VARIABLES: &[&str] = &["sql", "http", "llm", "workload", "session", "upstream", "database"];
 const SQL: &[&str] = &["verb", "has_where", "has_limit", "tables", "functions", "statements", "text", "params"];
 const HTTP: &[&str] = &["method", "host", "path", "query", "headers", "body_json"];
+const LLM: &[&str] = &["api", "model", "stream", "max_tokens", "tools", "prompt", "injection"];
 const SESSION: &[&str] = &["intent"];
 const FUNCTIONS: &[&str] =
     &["size", "contains", "startsWith", "endsWith", "string", "int", "uint", "double", "bool", "bytes", "type", "dyn"];
@@ -120,6 +121,13 @@ impl When {
                 host: sample(),
                 path: sample(),
                 body: Body::Json(serde_json::Value::Object(serde_json::Map::new())),
+                llm: Some(LlmFacts {
+                    api: "chat",
+                    model: sample(),
+                    max_tokens: Some(1),
+                    prompt: Some("sample".into()),
+                    ..LlmFacts::default()
+                }),
                 ..HttpFacts::default()
             };
             let mut facts = CelFacts::of("sample", Some("sample"), "sample", Some("sample"));
@@ -219,6 +227,24 @@ impl CelFacts {
             Body::Pending | Body::Unknown => None,
         };
         self.0.add_variable_from_value("http", facts);
+        if let Some(llm) = &http.llm {
+            self.add_llm(llm);
+        }
+    }
+
+    fn add_llm(&mut self, llm: &LlmFacts) {
+        let list = |texts: &mut dyn Iterator<Item = &str>| Value::from(texts.map(Value::from).collect::<Vec<_>>());
+        let number = |number: u64| Value::Int(i64::try_from(number).unwrap_or(i64::MAX));
+        let facts: HashMap<&str, Value> = HashMap::from([
+            ("api", Value::from(llm.api)),
+            ("model", Value::from(llm.model.as_str())),
+            ("stream", Value::Bool(llm.stream)),
+            ("max_tokens", llm.max_tokens.map_or(Value::Null, number)),
+            ("tools", list(&mut llm.tools.iter().map(String::as_str))),
+            ("prompt", llm.prompt.as_deref().map_or(Value::Null, Value::from)),
+            ("injection", list(&mut llm.injection.iter().copied())),
+        ]);
+        self.0.add_variable_from_value("llm", facts);
     }
 }
 
@@ -308,6 +334,7 @@ impl Names<'_> {
             _ if self.scope.iter().any(|known| known == name) => None,
             "sql" => Some(ProtocolId::Postgres),
             "http" => Some(ProtocolId::Http),
+            "llm" => Some(ProtocolId::Llm),
             _ => None,
         };
         if let Some(about) = about.filter(|about| !self.about.contains(about)) {
@@ -325,6 +352,7 @@ impl Names<'_> {
         match root {
             "sql" => self.known("fact of `sql`:", field, SQL),
             "http" => self.known("fact of `http`:", field, HTTP),
+            "llm" => self.known("fact of `llm`:", field, LLM),
             "session" => self.known("fact of `session`:", field, SESSION),
             "workload" | "upstream" | "database" => {
                 Err(self.error(field, format!("`{root}` is a text and has no fields"), None))

@@ -14,7 +14,7 @@ use std::{
 };
 
 use super::{DecisionNote, Event, EventBody, MaskedNote};
-use crate::action::{Target, Verb};
+use crate::action::{PromptRef, Target, Verb};
 
 /// What JSON begins with, and where the time follows in either form.
 const JSON_STAMP: &[u8] = b"{\"timestamp\":\"";
@@ -22,6 +22,8 @@ const STAMP: usize = "0000-00-00T00:00:00.000000Z".len();
 
 const COMMAND: u8 = 1;
 const RESULT: u8 = 2;
+/// A command that belongs to a turn, which stands at its end.
+const PROMPTED: u8 = 3;
 
 /// The segment that has an event of a connection in full.
 #[derive(Debug, Default)]
@@ -53,8 +55,8 @@ pub(super) fn stamp(bytes: &[u8]) -> std::ops::Range<usize> {
 pub(super) fn write(event: &Event, out: &mut Vec<u8>) -> Option<()> {
     let mut out = Out(out);
     match &event.body {
-        EventBody::Command { seq, command, hash, action, decision, hold, waited_ms } => {
-            out.head(COMMAND, event);
+        EventBody::Command { seq, command, hash, action, decision, hold, waited_ms, prompt_ref } => {
+            out.head(if prompt_ref.is_some() { PROMPTED } else { COMMAND }, event);
             out.number(*seq);
             out.text(command);
             let mut bytes = [0; 32];
@@ -70,6 +72,10 @@ pub(super) fn write(event: &Event, out: &mut Vec<u8>) -> Option<()> {
             out.maybe(decision.reason.as_deref(), Out::text);
             out.maybe(hold.as_deref(), Out::text);
             out.maybe(*waited_ms, |out, waited| out.number(waited));
+            if let Some(prompt) = prompt_ref {
+                out.each(&prompt.turns, |out, turn| out.text(turn));
+                out.number(u64::from(prompt.by_trace));
+            }
         }
         EventBody::Result { seq, result, failed, columns, sample, rows, bytes, masked, duration_us } => {
             out.head(RESULT, event);
@@ -155,7 +161,7 @@ impl Connections {
         let timestamp = str::from_utf8(from.take(STAMP)?).ok()?.to_owned();
         let head = self.0.get(&from.number()?)?;
         let body = match kind {
-            COMMAND => EventBody::Command {
+            COMMAND | PROMPTED => EventBody::Command {
                 seq: from.number()?,
                 command: from.text()?.into(),
                 hash: data_encoding::HEXLOWER.encode(from.take(32)?),
@@ -168,6 +174,7 @@ impl Connections {
                 },
                 hold: from.maybe(|from| from.text().map(Arc::from))?,
                 waited_ms: from.maybe(In::number)?,
+                prompt_ref: if kind == PROMPTED { Some(from.prompt()?) } else { None },
             },
             RESULT => EventBody::Result {
                 seq: from.number()?,
@@ -228,6 +235,10 @@ impl<'a> In<'a> {
         str::from_utf8(self.take(length)?).ok()
     }
 
+    fn prompt(&mut self) -> Option<PromptRef> {
+        Some(PromptRef { turns: self.each(|from| from.text().map(Arc::from))?, by_trace: self.flag()? })
+    }
+
     fn each<T>(&mut self, read: impl Fn(&mut Self) -> Option<T>) -> Option<Vec<T>> {
         let count = self.number()?;
         // An item takes a byte at least, so that a wrong count ends with the bytes.
@@ -273,6 +284,7 @@ mod tests {
             action in prop::collection::vec((0..Verb::ALL.len(), any::<String>()), 0..4),
             (effect, rule) in any::<(String, String)>(), reviewers in any::<Vec<String>>(),
             reason in any::<Option<String>>(), hold in any::<Option<String>>(), waited_ms in any::<Option<u64>>(),
+            prompt in any::<Option<(Vec<String>, bool)>>(),
         ) -> EventBody {
             EventBody::Command {
                 seq, command: command.into(), hash: data_encoding::HEXLOWER.encode(&hash),
@@ -281,6 +293,9 @@ mod tests {
                     effect: effect.into(), rule: rule.into(), reviewers, reason: reason.map(Into::into),
                 },
                 hold: hold.map(Into::into), waited_ms,
+                prompt_ref: prompt.map(|(turns, by_trace)| PromptRef {
+                    turns: turns.into_iter().map(Into::into).collect(), by_trace,
+                }),
             }
         }
     }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use crate::action::{ProcessFacts, Target, Verb};
+use crate::action::{CallNote, ProcessFacts, PromptRef, Target, TurnNote, Verb};
 
 /// One line of the record. Values are what the agent was allowed to see: the masked view, and never a credential.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -65,6 +65,21 @@ pub struct MaskedNote {
     pub count: u64,
     /// Which column masks and detectors hit: `column:public.customers.email`, `detect:iban`.
     pub detectors: Vec<String>,
+}
+
+/// What a turn cost.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Usage {
+    /// Tokens that went in.
+    pub input: u64,
+    /// Tokens that came out.
+    pub output: u64,
+    /// Millionths of the policy's currency; absent where it has no price for the model.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cost: Option<u64>,
+    /// Whether the service did not say, and this is a guess by the length of texts that is rather too high.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub estimated: bool,
 }
 
 /// The kinds of events.
@@ -130,6 +145,52 @@ pub enum EventBody {
         /// How long it waited, in milliseconds.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         waited_ms: Option<u64>,
+        /// The turn of a conversation with a model that it belongs to.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        prompt_ref: Option<PromptRef>,
+    },
+    /// A turn of a conversation with a model: a request that goes to it. Its `Command` has the same number, and is before it.
+    Turn {
+        /// Number of the request within the connection.
+        seq: u64,
+        /// Who, and what the user said last.
+        turn: TurnNote,
+        /// BLAKE3 of the instructions that the model got before all else, hex.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        system: Option<String>,
+        /// Names of the tools that it was offered.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        tools: Vec<String>,
+        /// W3C trace id of the request.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        trace: Option<Arc<str>>,
+        /// What in it reads like an attempt to give the model other orders.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        injection: Vec<String>,
+    },
+    /// What a model answered.
+    Answer {
+        /// As in its `Turn`.
+        seq: u64,
+        /// The turn's id.
+        turn: Arc<str>,
+        /// The model that answered, where it says.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        model: Option<Arc<str>>,
+        /// Why it stopped, in the words of its service; what went wrong, if it failed.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        stop: Option<Arc<str>>,
+        /// Whether there is no whole answer.
+        failed: bool,
+        /// The tools that it asks for.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        calls: Vec<CallNote>,
+        /// Tokens and money.
+        usage: Usage,
+        /// From the request to the first piece of the answer, microseconds.
+        first_us: u64,
+        /// From the request to the end of the answer, microseconds.
+        duration_us: u64,
     },
     /// A hold changed state.
     Hold {

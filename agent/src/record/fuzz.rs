@@ -26,6 +26,7 @@ pub fn event(data: &[u8]) {
             decision,
             hold: None,
             waited_ms: None,
+            prompt_ref: None,
         },
     };
     let json = serde_json::to_vec(&first).unwrap_or_default();

@@ -36,7 +36,7 @@ mod writer;
 
 pub use brief::Told;
 pub use error::RecordError;
-pub use event::{DecisionNote, Event, EventBody, MaskedNote};
+pub use event::{DecisionNote, Event, EventBody, MaskedNote, Usage};
 pub use follow::Follower;
 pub use keys::PublicKey;
 pub use printable::{printable, printable_line};

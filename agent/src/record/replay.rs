@@ -1,6 +1,12 @@
 //! A session as it happened, for a person.
 
-use std::{collections::HashSet, fmt::Write as _, io, sync::Arc, time::Duration};
+use std::{
+    collections::{HashMap, HashSet},
+    fmt::Write as _,
+    io,
+    sync::Arc,
+    time::Duration,
+};
 
 use comfy_table::{ContentArrangement, Table, presets};
 use jiff::Timestamp;
@@ -9,7 +15,7 @@ use super::{
     DecisionNote, Event, EventBody, MaskedNote, RecordError, Recorded,
     printable::{printable, printable_line, wrap},
 };
-use crate::action::ProcessFacts;
+use crate::action::{ProcessFacts, PromptRef, TurnNote};
 
 /// Columns of the time at the left.
 const MARGIN: usize = 11;
@@ -91,6 +97,8 @@ pub struct Renderer {
     last: Option<Timestamp>,
     /// Commands whose text was shown when they began to wait.
     shown: HashSet<(u64, u64)>,
+    /// Turns of conversations with models.
+    turns: HashMap<Arc<str>, TurnNote>,
 }
 
 #[derive(Clone, Copy)]
@@ -105,7 +113,7 @@ enum Tone {
 impl Renderer {
     /// A renderer for one session.
     pub fn new(options: ReplayOptions) -> Self {
-        Self { options, start: None, last: None, shown: HashSet::new() }
+        Self { options, start: None, last: None, shown: HashSet::new(), turns: HashMap::new() }
     }
 
     /// The next event.
@@ -118,6 +126,15 @@ impl Renderer {
         self.last = at;
         self.start = self.start.or(at);
         Frame { delay, text: self.text(event) }
+    }
+
+    /// The turn that a command belongs to, or those that it may.
+    fn why(&self, prompt: &PromptRef) -> String {
+        let shown = |id: &Arc<str>| self.turns.get(id).map_or_else(|| format!("[{id}]"), ToString::to_string);
+        match &prompt.turns[..] {
+            [one] => format!("why: {}", shown(one)),
+            several => format!("why, one of: {}", several.iter().map(shown).collect::<Vec<_>>().join("; ")),
+        }
     }
 
     fn text(&mut self, event: &Event) -> String {
@@ -162,12 +179,15 @@ impl Renderer {
                     size(*bytes_out)
                 )),
             ),
-            EventBody::Command { seq, command, decision, hold, waited_ms, .. } => {
+            EventBody::Command { seq, command, decision, hold, waited_ms, prompt_ref, .. } => {
                 let label = label(event, *seq);
                 if self.shown.remove(&(event.connection_id, *seq)) {
                     out.line(Tone::Plain, &format!("{label} goes on"));
                 } else {
                     out.line(Tone::Plain, &format!("{label} {}", printable(command)));
+                }
+                if let Some(prompt) = prompt_ref {
+                    out.line(Tone::Dim, &printable_line(&self.why(prompt)));
                 }
                 let waited = hold.as_ref().map(|id| (id, Duration::from_millis(waited_ms.unwrap_or(0))));
                 out.verdict(decision, waited);
@@ -206,6 +226,37 @@ impl Renderer {
                 out.line(tone, &printable_line(&text));
                 out.masked(masked);
                 out.sample(columns, sample, *rows, self.options.rows);
+            }
+            EventBody::Turn { seq, turn, tools, injection, .. } => {
+                let (label, said) = (label(event, *seq), turn.to_string());
+                // Its id is the label.
+                let said = said.strip_prefix(&label).unwrap_or(&said).trim_start();
+                let mut text = format!("{label} asks {}: {said}", turn.model);
+                if !tools.is_empty() {
+                    let _ = write!(text, " (offers {})", tools.join(", "));
+                }
+                out.line(Tone::Plain, &printable_line(&text));
+                if !injection.is_empty() {
+                    let text = format!("reads like other orders for the model: {}", injection.join(", "));
+                    out.line(Tone::Bad, &printable_line(&text));
+                }
+                self.turns.insert(Arc::clone(&turn.id), turn.clone());
+            }
+            EventBody::Answer { seq, turn, stop, failed, calls, usage, duration_us, .. } => {
+                let mut text = format!("{} answered: {}", label(event, *seq), stop.as_deref().unwrap_or("ended"));
+                for call in calls {
+                    let _ = write!(text, ", calls {}({})", call.name, shorten(&call.arguments));
+                }
+                let about = if usage.estimated { "about " } else { "" };
+                let _ = write!(text, " ({about}{} tokens in, {} out", usage.input, usage.output);
+                if let Some(cost) = usage.cost {
+                    let _ = write!(text, ", cost {}.{:06}", cost / 1_000_000, cost % 1_000_000);
+                }
+                let _ = write!(text, ", {})", span(Duration::from_micros(*duration_us)));
+                out.line(if *failed { Tone::Bad } else { Tone::Dim }, &printable_line(&text));
+                if let Some(known) = self.turns.get_mut(turn) {
+                    known.calls.clone_from(calls);
+                }
             }
             EventBody::Refused { what, process } => {
                 out.line(Tone::Bad, &printable_line(&format!("REFUSED: {what}, by {}", who(process))));

@@ -1,7 +1,7 @@
 use std::{sync::Arc, time::Duration};
 
 use super::{replay::*, *};
-use crate::action::{ProcessFacts, Target, Verb};
+use crate::action::{CallNote, ProcessFacts, PromptRef, Target, TurnNote, Verb};
 
 fn session() -> Vec<Event> {
     let process = ProcessFacts { pid: 7, uid: 1000, comm: "psql".into(), exe: None };
@@ -19,6 +19,7 @@ fn session() -> Vec<Event> {
         decision,
         hold: None,
         waited_ms: None,
+        prompt_ref: None,
     };
     let bodies = vec![
         (
@@ -113,6 +114,7 @@ fn session() -> Vec<Event> {
                 decision: DecisionNote { reviewers: vec!["bob".into()], ..note("hold", "writes wait") },
                 hold: Some("k7q2".into()),
                 waited_ms: Some(62_000),
+                prompt_ref: None,
             },
         ),
         (
@@ -249,4 +251,64 @@ fn text_is_wrapped_and_escaped() {
                 .all(|l| l.chars().map(|c| if c.is_ascii() { 1 } else { 2 }).sum::<usize>() <= width)
         );
     }
+}
+
+/// A turn, what the model asked for, and what the agent did: the prompt stands beside the statement.
+#[test]
+fn why_stands_beside_what() {
+    let event = |connection_id: u64, body: EventBody| Event {
+        timestamp: "2026-01-02T03:04:05.678901Z".into(),
+        tenant: None,
+        workload: "bot".into(),
+        session_id: "s".into(),
+        connection_id,
+        trace_id: None,
+        upstream: Some("models".into()),
+        body,
+    };
+    let turn = |id: &str, prompt: &str| EventBody::Turn {
+        seq: 1,
+        turn: TurnNote { id: id.into(), model: "m-1".into(), prompt: Some(prompt.into()), calls: Vec::new() },
+        system: None,
+        tools: vec!["query".into()],
+        trace: None,
+        injection: vec!["other orders".into()],
+    };
+    let call = CallNote { id: "c".into(), name: "query".into(), arguments: "{\"sql\": \"SELECT 1\"}".into() };
+    let answer = EventBody::Answer {
+        seq: 1,
+        turn: "4.1".into(),
+        model: None,
+        stop: Some("tool_calls".into()),
+        failed: false,
+        calls: vec![call],
+        usage: Usage { input: 120, output: 30, cost: Some(600), estimated: false },
+        first_us: 10,
+        duration_us: 2000,
+    };
+    let command = |turns: &[&str]| EventBody::Command {
+        seq: 1,
+        command: "SELECT 1".into(),
+        hash: "00".into(),
+        action: Vec::new(),
+        decision: DecisionNote { effect: "allow".into(), rule: "r".into(), reviewers: Vec::new(), reason: None },
+        hold: None,
+        waited_ms: None,
+        prompt_ref: Some(PromptRef { turns: turns.iter().map(|turn| (*turn).into()).collect(), by_trace: false }),
+    };
+    let mut renderer = Renderer::new(ReplayOptions { width: 200, ..ReplayOptions::default() });
+    let mut show = |event: &Event| renderer.frame(event).text;
+    let shown = show(&event(4, turn("4.1", "how many\u{1b}[2J?")));
+    assert!(shown.contains("[4.1] asks m-1: \"how many") && !shown.contains('\u{1b}'), "{shown}");
+    assert!(shown.contains("other orders") && shown.contains("offers query"), "{shown}");
+    let shown = show(&event(4, answer));
+    assert!(shown.contains("calls query(") && shown.contains("120 tokens in, 30 out, cost 0.000600"), "{shown}");
+    let shown = show(&event(5, command(&["4.1"])));
+    assert!(shown.contains("why: [4.1] \"how many") && shown.contains("-> query({\"sql\": \"SELECT 1\"})"), "{shown}");
+    show(&event(6, turn("6.1", "another")));
+    let shown = show(&event(5, command(&["4.1", "6.1", "9.9"])));
+    assert!(
+        shown.contains("why, one of: [4.1]") && shown.contains("[6.1] \"another\"") && shown.contains("[9.9]"),
+        "{shown}"
+    );
 }

@@ -728,6 +728,7 @@ fn events_of_every_kind_come_back_equal() {
             decision,
             hold: Some("k7q2".into()),
             waited_ms: Some(5),
+            prompt_ref: None,
         },
         EventBody::Hold {
             id: "k7q2".into(),

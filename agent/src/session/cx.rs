@@ -10,7 +10,8 @@ use tokio_util::sync::CancellationToken;
 
 use super::{House, permit::Refusal};
 use crate::{
-    action::{Action, Resource, Subject},
+    action::{Action, PromptRef, ProtocolId, Resource, Subject, trace_in},
+    identity::Turns,
     mask::MaskSet,
     policy::{Decision, Policy, Reason, Remembered, UpstreamSpec},
     record::{Event, EventBody, Position, Told},
@@ -29,6 +30,8 @@ pub struct ConnectionCx {
     pub address: Arc<str>,
     /// The rest of the house.
     pub house: Arc<House>,
+    /// Conversations of its session with models.
+    pub turns: Arc<Turns>,
     /// Memory for what its peers send.
     pub memory: Arc<Budget>,
     /// Cancelled when the connection must end; the reason is in `ending`.
@@ -74,7 +77,7 @@ impl ConnectionCx {
         upstream: Arc<UpstreamSpec>,
         address: Arc<str>,
         house: Arc<House>,
-        memory: Arc<Budget>,
+        (turns, memory): (Arc<Turns>, Arc<Budget>),
         judge: Judge,
     ) -> Self {
         let resource = Resource {
@@ -90,6 +93,7 @@ impl ConnectionCx {
             address,
             resource: (resource, OnceLock::new()),
             house,
+            turns,
             memory,
             terminate: CancellationToken::new(),
             ending: OnceLock::new(),
@@ -159,6 +163,14 @@ impl ConnectionCx {
         let is_over = self.subject.ends_at.is_some_and(|end| end <= std::time::SystemTime::now());
         let reason = || Reason { rule: "session".into(), text: "the session's time is over".into() };
         is_over.then(|| Decision::Deny(reason()))
+    }
+
+    /// The turn of a conversation that a command belongs to. A request to a model is a turn itself.
+    pub(super) fn prompt_ref(&self, action: &Action, text: &str) -> Option<PromptRef> {
+        if action.protocol == ProtocolId::Llm || self.turns.is_empty() {
+            return None;
+        }
+        self.turns.prompt_ref(trace_in(text))
     }
 
     /// Puts another policy in force for what comes next.

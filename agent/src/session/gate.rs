@@ -19,7 +19,7 @@ use super::{
     permit::{Command, HoldNotice, Lasting, Permit, Refusal, Standing},
 };
 use crate::{
-    action::Action,
+    action::{Action, PromptRef},
     hold::{HoldError, HoldRequest, Outcome, Pending},
     policy::{Decision, Effect, HoldSpec, Remembered},
     record::{DecisionNote, EventBody, Position},
@@ -35,6 +35,21 @@ pub struct Gate {
     seq: AtomicU64,
     /// Changes were permitted that the next command may make last, and their record may not be on disk.
     unsynced: AtomicBool,
+}
+
+/// A command with its number within the connection, and why it came.
+struct Numbered {
+    seq: u64,
+    why: Option<PromptRef>,
+    command: Command,
+}
+
+impl std::ops::Deref for Numbered {
+    type Target = Command;
+
+    fn deref(&self) -> &Command {
+        &self.command
+    }
 }
 
 /// What the gate answers at once.
@@ -69,13 +84,14 @@ impl Gate {
     }
 
     fn decided(&self, command: Command, decision: Decision) -> Begun {
-        let seq = self.seq.fetch_add(1, Ordering::Relaxed) + 1;
+        let command = self.numbered(command);
+        let seq = command.seq;
         match decision {
             Decision::Allow(obligations) => {
                 let effect = if obligations.notify { Effect::Notify } else { Effect::Allow };
-                self.permit(seq, command, note(effect, &obligations.rule, None), None)
+                self.permit(command, note(effect, &obligations.rule, None), None)
             }
-            Decision::Hold(spec) => self.hold(seq, command, spec),
+            Decision::Hold(spec) => self.hold(command, spec),
             Decision::Suggest(reason) => {
                 let mut refusal = refusal(&reason.rule, &reason.text, seq);
                 refusal.hint = Some("It was recorded as a suggestion; a person may run it.".into());
@@ -115,17 +131,24 @@ impl Gate {
 
     /// Records a command that the protocol itself refuses, whatever the policy says.
     pub fn refuse_by_protocol(&self, command: Command, rule: &'static str, message: String) -> Begun {
-        let seq = self.seq.fetch_add(1, Ordering::Relaxed) + 1;
+        let command = self.numbered(command);
+        let seq = command.seq;
         let rule: Arc<str> = Arc::from(rule);
         let note = note(Effect::Deny, &rule, Some(&Arc::from(message.as_str())));
         self.refuse(command, note, Refusal { message, rule, hint: None, seq })
     }
 
-    fn permit(&self, seq: u64, command: Command, note: DecisionNote, waited: Option<(Arc<str>, u64)>) -> Begun {
-        match self.cx.record(event(seq, &command, note, waited)) {
+    fn numbered(&self, command: Command) -> Numbered {
+        let why = self.cx.prompt_ref(&command.action, &command.text);
+        Numbered { seq: self.seq.fetch_add(1, Ordering::Relaxed) + 1, why, command }
+    }
+
+    fn permit(&self, command: Numbered, note: DecisionNote, waited: Option<(Arc<str>, u64)>) -> Begun {
+        match self.cx.record(event(&command, note, waited)) {
             Err(refusal) => Begun::Ready(Err(refusal)),
             Ok(position) => {
                 let durable = self.is_synced_first(&command);
+                let Numbered { seq, command, .. } = command;
                 let permit = Permit { bytes: command.bytes, seq };
                 if durable { self.after_sync(position, Ok(permit)) } else { Begun::Ready(Ok(permit)) }
             }
@@ -143,8 +166,8 @@ impl Gate {
         }
     }
 
-    fn refuse(&self, command: Command, note: DecisionNote, refusal: Refusal) -> Begun {
-        match self.cx.record(event(refusal.seq, &command, note, None)) {
+    fn refuse(&self, command: Numbered, note: DecisionNote, refusal: Refusal) -> Begun {
+        match self.cx.record(event(&command, note, None)) {
             Ok(position) => self.after_sync(position, Err(refusal)),
             // The refusal stands all the same.
             Err(_) => Begun::Ready(Err(refusal)),
@@ -162,11 +185,10 @@ impl Gate {
         }
     }
 
-    fn hold(&self, seq: u64, command: Command, spec: HoldSpec) -> Begun {
+    fn hold(&self, command: Numbered, spec: HoldSpec) -> Begun {
         let rule = Arc::clone(&spec.reason.rule);
         if command.standing == Standing::Continues {
             return self.permit(
-                seq,
                 command,
                 note(Effect::Hold, &rule, Some(&"continues an approved command".into())),
                 None,
@@ -177,9 +199,10 @@ impl Gate {
             workload: Arc::clone(&subject.workload),
             session: Arc::clone(&subject.session),
             connection_id: self.cx.id,
-            seq,
+            seq: command.seq,
             process: subject.process.clone(),
             intent: subject.intent.clone(),
+            turns: command.why.as_ref().map(|why| self.cx.turns.notes(why)).unwrap_or_default(),
             upstream: Arc::clone(&self.cx.upstream.name),
             database: self.cx.database().cloned(),
             command: Arc::clone(&command.text),
@@ -191,11 +214,11 @@ impl Gate {
         if let Some(covered) = self.cx.house.holds.covered(&request.as_command()) {
             let mut note = note(Effect::Hold, &rule, Some(&covered.why));
             note.reviewers = covered.reviewers;
-            return self.permit(seq, command, note, Some((covered.id, 0)));
+            return self.permit(command, note, Some((covered.id, 0)));
         }
         let pending = match self.cx.house.holds.request(request.clone()) {
             Ok(pending) => pending,
-            Err(error) => return self.no_hold(seq, command, &rule, &error),
+            Err(error) => return self.no_hold(command, &rule, &error),
         };
         let notice = HoldNotice {
             id: Arc::clone(pending.id()),
@@ -205,13 +228,13 @@ impl Gate {
             request: Arc::new(request),
         };
         let cx = Arc::clone(&self.cx);
-        let answer = Box::pin(wait(cx, seq, command, rule, pending));
+        let answer = Box::pin(wait(cx, command, rule, pending));
         Begun::Wait { hold: Some(Box::new(notice)), answer }
     }
 
-    fn no_hold(&self, seq: u64, command: Command, rule: &Arc<str>, error: &HoldError) -> Begun {
+    fn no_hold(&self, command: Numbered, rule: &Arc<str>, error: &HoldError) -> Begun {
         let text: Arc<str> = format!("it needs a reviewer, and cannot wait for one: {error}").into();
-        let refusal = refusal(rule, &text, seq);
+        let refusal = refusal(rule, &text, command.seq);
         self.refuse(command, note(Effect::Deny, rule, Some(&text)), refusal)
     }
 }
@@ -219,15 +242,14 @@ impl Gate {
 /// Waits for reviewers, then judges once more: the policy may have changed, and so may the session.
 async fn wait(
     cx: Arc<ConnectionCx>,
-    seq: u64,
-    command: Command,
+    command: Numbered,
     rule: Arc<str>,
     mut pending: Pending,
 ) -> Result<Permit, Refusal> {
-    let id = Arc::clone(pending.id());
+    let (id, seq) = (Arc::clone(pending.id()), command.seq);
     let (outcome, waited) = {
         let since = Instant::now();
-        let mut waiting = Waiting { cx: &cx, seq, command: &command, rule: &rule, id: &id, since, over: false };
+        let mut waiting = Waiting { cx: &cx, command: &command, rule: &rule, id: &id, since, over: false };
         let outcome = pending.outcome().await;
         waiting.over = true;
         (outcome, waiting.milliseconds())
@@ -268,11 +290,11 @@ async fn wait(
     if refusal.is_some() {
         decided.effect = Effect::Deny.as_str().into();
     }
-    let position = cx.record(event(seq, &command, decided, Some((id, waited))))?;
+    let position = cx.record(event(&command, decided, Some((id, waited))))?;
     cx.sync(position).await?;
     match refusal {
         Some(refusal) => Err(refusal),
-        None => Ok(Permit { bytes: command.bytes, seq }),
+        None => Ok(Permit { bytes: command.command.bytes, seq }),
     }
 }
 
@@ -280,8 +302,7 @@ async fn wait(
 /// command on record all the same.
 struct Waiting<'a> {
     cx: &'a ConnectionCx,
-    seq: u64,
-    command: &'a Command,
+    command: &'a Numbered,
     rule: &'a Arc<str>,
     id: &'a Arc<str>,
     since: Instant,
@@ -300,23 +321,25 @@ impl Drop for Waiting<'_> {
             return;
         }
         let note = note(Effect::Deny, self.rule, Some(&"withdrawn before a reviewer answered".into()));
-        let body = event(self.seq, self.command, note, Some((Arc::clone(self.id), self.milliseconds())));
+        let body = event(self.command, note, Some((Arc::clone(self.id), self.milliseconds())));
         // Nothing ran and nobody is left to tell; a record that fails refuses all that follows.
         let _ = self.cx.record(body);
     }
 }
 
-fn event(seq: u64, command: &Command, decision: DecisionNote, waited: Option<(Arc<str>, u64)>) -> EventBody {
+fn event(numbered: &Numbered, decision: DecisionNote, waited: Option<(Arc<str>, u64)>) -> EventBody {
+    let Numbered { seq, why, command } = numbered;
     let Action { parts, .. } = &command.action;
     let (hold, waited_ms) = waited.unzip();
     EventBody::Command {
-        seq,
+        seq: *seq,
         command: recorded(&command.text),
         hash: data_encoding::HEXLOWER.encode(&command.hash),
         action: parts.to_vec(),
         decision,
         hold,
         waited_ms,
+        prompt_ref: why.clone(),
     }
 }
 

@@ -222,7 +222,8 @@ pub async fn serve(house: Arc<House>, arrival: Arrival) {
     let subject = identity::subject(&session, process);
     let session_memory = session.memory.get_or_init(|| Budget::share(&house.memory, house.limits.session_memory()));
     let memory = Budget::share(session_memory, house.limits.connection_memory());
-    let cx = Arc::new(ConnectionCx::new(id, subject, upstream, address, Arc::clone(&house), memory, judge));
+    let shared = (Arc::clone(&session.turns), memory);
+    let cx = Arc::new(ConnectionCx::new(id, subject, upstream, address, Arc::clone(&house), shared, judge));
     let entry = house.live.enter(&cx);
     let stop = {
         let cx = Arc::clone(&cx);

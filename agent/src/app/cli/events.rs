@@ -71,6 +71,20 @@ pub(super) fn line(event: &Event) -> String {
             duration_us / 1000,
             duration_us % 1000
         ),
+        EventBody::Turn { turn, injection, .. } => format!(
+            "turn {} of {}{}: {}",
+            turn.id,
+            turn.model,
+            if injection.is_empty() { String::new() } else { format!(" [INJECTION? {}]", injection.join(", ")) },
+            print::shorten(turn.prompt.as_deref().unwrap_or("(nothing said by a user)"), 120)
+        ),
+        EventBody::Answer { turn, stop, calls, usage, .. } => format!(
+            "  -> turn {turn}: {}, {} tokens in, {} out{}",
+            stop.as_deref().unwrap_or("ended"),
+            usage.input,
+            usage.output,
+            calls.iter().map(|call| format!(", calls {}", call.name)).collect::<String>()
+        ),
         EventBody::Refused { what, process } if process.pid == 0 => format!("refused: {what}"),
         EventBody::Refused { what, process } => format!("refused {} (pid {}): {what}", process.comm, process.pid),
         EventBody::Daemon { what } => format!("daemon: {what}"),

@@ -105,6 +105,11 @@ pub(super) fn detail(hold: &HoldView, now: Timestamp) -> String {
         Some(rows) => format!("{rows} rows; {}", e.note),
         None => e.note.clone(),
     });
+    let why = match &hold.turns[..] {
+        [] => "no conversation with a model".to_owned(),
+        [turn] => turn.to_string(),
+        turns => format!("one of: {}", turns.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")),
+    };
     let facts = [
         ("hold", hold.id.to_string()),
         ("state", hold.state.as_str().to_owned()),
@@ -112,6 +117,7 @@ pub(super) fn detail(hold: &HoldView, now: Timestamp) -> String {
         ("session", hold.session.to_string()),
         ("process", who),
         ("intent", hold.intent.as_deref().unwrap_or("none given").to_owned()),
+        ("prompt", why),
         ("upstream", format!("{}{}", hold.upstream, hold.database.as_ref().map_or(String::new(), |d| format!("/{d}")))),
         ("action", action.join(", ")),
         ("estimate", estimate),

@@ -12,7 +12,7 @@ use super::{CliError, Exit, Place, args::Form, args::PolicyAction, json_line, mu
 use crate::{
     action::{Action, ProcessFacts, ProtocolId, Resource, Subject},
     policy::{self, Effect, Policy, PolicyErrors, PolicySet, UpstreamSpec, cases::Cases},
-    protocol::http,
+    protocol::{http, llm},
     sql::{self, Names},
 };
 
@@ -264,6 +264,7 @@ fn classify(upstream: &UpstreamSpec, command: &str) -> Action {
     match upstream.protocol {
         ProtocolId::Postgres => sql::classify(command, &Offline).action,
         ProtocolId::Http => http::classify(command, &upstream.routes),
+        ProtocolId::Llm => llm::classify(command, &upstream.routes),
     }
 }
 

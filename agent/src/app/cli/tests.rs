@@ -115,6 +115,7 @@ fn hold(command: &str) -> HoldView {
         seq: 9,
         process: ProcessFacts { pid: 4242, uid: 1000, comm: "psql".into(), exe: Some("/usr/bin/psql".into()) },
         intent: Some("refund order 17\u{202e}".into()),
+        turns: Vec::new(),
         upstream: "orders".into(),
         database: Some("shop".into()),
         command: command.into(),
@@ -221,6 +222,7 @@ fn events_are_one_clean_line_each() {
         decision,
         hold: None,
         waited_ms: Some(1500),
+        prompt_ref: None,
     };
     let event = Event {
         timestamp: "2026-11-21T03:22:11.123456Z".into(),

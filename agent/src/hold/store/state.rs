@@ -459,6 +459,7 @@ impl Entry {
             seq: r.seq,
             process: r.process.clone(),
             intent: r.intent.clone(),
+            turns: r.turns.clone(),
             upstream: r.upstream.clone(),
             database: r.database.clone(),
             command: r.command.clone(),

@@ -141,6 +141,7 @@ impl Checker<'_> {
         match spoken {
             [] | [ProtocolId::Postgres] => self.names(patterns, verbs),
             [ProtocolId::Http] => patterns.iter().filter_map(|pattern| self.route(pattern)).collect(),
+            [ProtocolId::Llm] => patterns.iter().filter_map(|pattern| self.model_or_route(pattern)).collect(),
             _ => {
                 let span = patterns.first().map_or(0..0, |first| first.span.clone());
                 let help = "name an `upstream` or a `protocol`: targets are written in the protocol's way";
@@ -148,6 +149,14 @@ impl Checker<'_> {
                 Vec::new()
             }
         }
+    }
+
+    /// A pattern over `model:NAME` or `METHOD /path`.
+    fn model_or_route(&mut self, pattern: &At<String>) -> Option<Glob> {
+        if pattern.value.starts_with("model:") {
+            return self.glob(pattern, '/', "target pattern");
+        }
+        self.route(pattern)
     }
 
     /// A pattern over `METHOD /path`.
@@ -202,7 +211,8 @@ impl Checker<'_> {
         match When::new(&when.value) {
             Ok(compiled) => {
                 // Facts that are not there would leave it unanswered, and what refuses then refuses all.
-                let stray = spoken.iter().find(|spoken| compiled.about.iter().any(|about| about != *spoken));
+                let stray =
+                    spoken.iter().find(|spoken| compiled.about.iter().any(|about| !has_facts(**spoken, *about)));
                 if let Some(stray) = stray {
                     let text = format!("this asks for facts that commands of `{stray}` do not have");
                     self.hinted(&when.span, text, "name an `upstream` or a `protocol` that has them");
@@ -217,4 +227,9 @@ impl Checker<'_> {
             }
         }
     }
+}
+
+/// Whether commands of a protocol have the facts of another: those to models are requests of HTTP, too.
+fn has_facts(spoken: ProtocolId, about: ProtocolId) -> bool {
+    spoken == about || (about == ProtocolId::Http && spoken.is_http())
 }

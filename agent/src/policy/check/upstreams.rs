@@ -45,7 +45,7 @@ impl Checker<'_> {
         for database in databases {
             self.sentence(database, "the database's name");
         }
-        if let Some(databases) = upstream.databases.as_ref().filter(|_| protocol == ProtocolId::Http) {
+        if let Some(databases) = upstream.databases.as_ref().filter(|_| protocol.is_http()) {
             self.hinted(&databases.span, "HTTP has no databases", "say it with rules over targets");
         }
         UpstreamSpec {
@@ -58,13 +58,14 @@ impl Checker<'_> {
             client_tls: upstream.client_tls,
             credential: self.credential(&upstream.name.value, protocol, upstream.credential.as_ref()),
             routes: self.routes(protocol, &upstream.route),
+            models: self.models(protocol, upstream),
         }
     }
 
     fn routes(&mut self, protocol: ProtocolId, routes: &[At<file::Route>]) -> Vec<Route> {
         let mut found = Vec::new();
         for At { span, value: route } in routes {
-            if protocol != ProtocolId::Http {
+            if !protocol.is_http() {
                 self.hinted(span, "only requests of HTTP have routes", "say it with rules over targets");
             }
             if route.targets.value.is_empty() {
@@ -174,7 +175,7 @@ impl Checker<'_> {
 
     /// Where an HTTP request carries the secret.
     fn inject(&mut self, protocol: ProtocolId, span: &Range<usize>, credential: &file::Credential) {
-        if let Some(inject) = credential.inject.as_ref().filter(|_| protocol != ProtocolId::Http) {
+        if let Some(inject) = credential.inject.as_ref().filter(|_| !protocol.is_http()) {
             self.hinted(&inject.span, format!("`inject` means nothing with `{protocol}`"), "it is for `http`");
         }
         let basic = credential.inject.as_ref().is_some_and(|inject| inject.value == Inject::Basic);
@@ -182,7 +183,7 @@ impl Checker<'_> {
             // A program may tell it.
             None if basic && credential.source != CredentialKind::Exec => self.error(span, "`basic` needs a `user`"),
             Some(user) if basic && user.value.contains(':') => self.error(&user.span, "a user of `basic` has no `:`"),
-            Some(user) if protocol == ProtocolId::Http && !basic => {
+            Some(user) if protocol.is_http() && !basic => {
                 self.error(&user.span, "an HTTP request carries a user only with `inject = \"basic\"`")
             }
             _ => return,

@@ -110,6 +110,7 @@ fn requests_have_facts() {
         query: [("a".to_owned(), Some("1".to_owned())), ("twice".to_owned(), None)].into(),
         headers: [("x-from".to_owned(), "here".to_owned())].into(),
         body: Body::Json(serde_json::json!({"amount": 100, "price": 1.5, "items": [{"id": "x"}], "none": null})),
+        llm: None,
     };
     let mut facts = CelFacts::of("bot", None, "api", None);
     facts.add_http(&http);

@@ -15,6 +15,7 @@ use hyper::body::Incoming;
 
 use super::{
     coding::{Coding, Decoder, Encoder},
+    lens::Watch,
     masker::{MaskError, Masker},
     upstream::Keep,
 };
@@ -40,12 +41,25 @@ pub struct Report {
     sample: Vec<u8>,
     hits: Hits,
     grpc_status: Option<String>,
+    watch: Option<Box<dyn Watch>>,
 }
 
 impl Report {
     /// Of a response whose head came.
     pub fn new(cx: Arc<ConnectionCx>, seq: u64, status: http::StatusCode, started: Instant) -> Self {
-        Self { cx, seq, status, started, bytes: 0, sample: Vec::new(), hits: Hits::default(), grpc_status: None }
+        let (sample, hits) = (Vec::new(), Hits::default());
+        Self { cx, seq, status, started, bytes: 0, sample, hits, grpc_status: None, watch: None }
+    }
+
+    /// Tells somebody else, too.
+    pub fn watched(mut self, watch: Option<Box<dyn Watch>>) -> Self {
+        self.watch = watch;
+        self
+    }
+
+    /// Who is told, too.
+    pub fn watch(&mut self) -> Option<&mut Box<dyn Watch>> {
+        self.watch.as_mut()
     }
 
     /// Counts what was masked.
@@ -57,6 +71,9 @@ impl Report {
     pub fn sent(&mut self, piece: &[u8]) {
         self.bytes += piece.len() as u64;
         show(&mut self.sample, piece);
+        if let Some(watch) = &mut self.watch {
+            watch.sees(piece);
+        }
     }
 
     /// Shows this in place of an encoded body.
@@ -77,7 +94,7 @@ impl Report {
     }
 
     /// Records how it ended.
-    pub fn end(self, broken: Option<&str>) {
+    pub fn end(mut self, broken: Option<&str>) {
         let reason = self.status.canonical_reason().unwrap_or_default();
         let mut result = format!("{} {reason}", self.status.as_u16()).trim_end().to_owned();
         if let Some(status) = &self.grpc_status {
@@ -105,6 +122,9 @@ impl Report {
         };
         // A record that fails refuses all that follows.
         let _ = self.cx.record(body);
+        if let Some(watch) = self.watch.take() {
+            watch.ends(broken);
+        }
     }
 }
 

@@ -30,6 +30,9 @@ pub struct Problem {
     /// What can be done.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub hint: Option<String>,
+    /// For clients that read another form (RFC 9457 section 3.2: extension members).
+    #[serde(flatten)]
+    pub extension: serde_json::Map<String, serde_json::Value>,
 }
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde asks for a reference")]
@@ -40,7 +43,15 @@ fn number<S: serde::Serializer>(status: &StatusCode, serializer: S) -> Result<S:
 impl Problem {
     /// Without a rule.
     pub fn new(status: StatusCode, title: &'static str, detail: impl Into<String>) -> Self {
-        Self { status, title, detail: detail.into(), rule: None, hold: None, hint: None }
+        Self {
+            status,
+            title,
+            detail: detail.into(),
+            rule: None,
+            hold: None,
+            hint: None,
+            extension: serde_json::Map::new(),
+        }
     }
 
     /// A request that cannot be read, or not by everybody in the same way.
@@ -72,6 +83,10 @@ impl Problem {
         let headers = response.headers_mut();
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
         headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+        if self.status == StatusCode::TOO_MANY_REQUESTS {
+            // What a budget refuses, it refuses again: clients of models need not try.
+            headers.insert("x-should-retry", HeaderValue::from_static("false"));
+        }
         if self.status == StatusCode::BAD_REQUEST {
             headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
         }

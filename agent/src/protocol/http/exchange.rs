@@ -14,6 +14,7 @@ use super::{
     body::Report,
     deny::{AnyBody, Problem},
     guarded::Wrong,
+    lens::Lens,
     outgoing::{self, Outgoing},
     request::{self, Request, RequestError},
     respond::respond,
@@ -49,6 +50,8 @@ pub struct Connection {
     pub version: Version,
     /// Where permitted requests go.
     pub upstream: Upstream,
+    /// What is spoken within HTTP.
+    pub lens: Option<Arc<dyn Lens>>,
 }
 
 impl Connection {
@@ -58,7 +61,12 @@ impl Connection {
         match self.exchange(incoming).await {
             Ok(response) => response,
             Err(problem) if grpc => problem.grpc(),
-            Err(problem) => problem.response(),
+            Err(mut problem) => {
+                if let Some(lens) = &self.lens {
+                    lens.refusal(&mut problem);
+                }
+                problem.response()
+            }
         }
     }
 
@@ -78,7 +86,10 @@ impl Connection {
         }
         let request = Request::read(&head, &self.cx.upstream.credential, &self.cx.upstream.routes);
         match request.and_then(|request| self.is_for_us(&request).map(|address| (request, address))) {
-            Ok((request, address)) => self.judge(request, body, &address).await,
+            Ok((mut request, address)) => {
+                request.spoken_as(self.protocol());
+                self.judge(request, body, &address).await
+            }
             Err(RequestError::Host) => {
                 let text = RequestError::Host.to_string();
                 self.refuse(Problem::new(StatusCode::MISDIRECTED_REQUEST, "Misdirected request", text), "http host")
@@ -111,11 +122,15 @@ impl Connection {
         Ok(address.clone())
     }
 
+    fn protocol(&self) -> ProtocolId {
+        self.lens.as_ref().map_or(ProtocolId::Http, |lens| lens.id())
+    }
+
     /// Refuses what the protocol itself refuses, and records it.
     async fn refuse(&self, problem: Problem, rule: &'static str) -> Answered {
         let text: Arc<str> = format!("refused: {}", problem.detail).into();
         let command = Command {
-            action: Action::opaque(ProtocolId::Http, Target::new("http:opaque")),
+            action: Action::opaque(self.protocol(), Target::new("http:opaque")),
             bytes: Bytes::new(),
             hash: *blake3::hash(text.as_bytes()).as_bytes(),
             shape: Arc::clone(&text),
@@ -130,9 +145,20 @@ impl Connection {
     }
 
     async fn judge(&self, mut request: Request, body: Incoming, address: &str) -> Answered {
-        let (sends, hits, _held_memory) = match self.sends(&mut request, body).await {
+        let lens = self.lens.as_ref().filter(|lens| lens.takes(&request));
+        let (sends, hits, _held_memory) = match self.sends(&mut request, body, lens.is_some()).await {
             Ok(sends) => sends,
             Err((problem, rule)) => return self.refuse(problem, rule).await,
+        };
+        let mut taken = match (lens, &sends) {
+            (None, _) => None,
+            (Some(lens), Sends::All(bytes)) => match lens.read(&self.cx, &mut request, bytes) {
+                Ok(taken) => Some(taken),
+                Err(problem) => return self.refuse(problem, "llm request").await,
+            },
+            (Some(_), _) => {
+                return self.refuse(Problem::bad_request("the request has no body"), "llm request").await;
+            }
         };
         let command = match &sends {
             Sends::All(bytes) => request.command(Some(bytes)),
@@ -154,10 +180,15 @@ impl Connection {
             Err(refusal) => return Err(Box::new(Problem::refused(&refusal, hold.as_deref()))),
         };
         let (seq, started) = (permit.seq(), Instant::now());
+        if let Some(Err(problem)) = taken.as_mut().map(|taken| taken.goes(seq)) {
+            return Err(Box::new(problem));
+        }
+        let watch = taken.map(|taken| taken.watch(started));
         let sent = self.upstream.send(&self.cx, address, permit, &request, &judged, sends).await;
         match sent {
             Ok((response, keep)) => {
-                let mut report = Report::new(Arc::clone(&self.cx), seq, response.status(), started);
+                let report = Report::new(Arc::clone(&self.cx), seq, response.status(), started);
+                let mut report = report.watched(watch);
                 report.masked(&hits);
                 respond(&request, response, keep, report).await.map_err(Box::new)
             }
@@ -173,7 +204,8 @@ impl Connection {
                     }
                     error => Problem::upstream(error.to_string()),
                 };
-                Report::new(Arc::clone(&self.cx), seq, problem.status, started).end(Some(&problem.detail));
+                let report = Report::new(Arc::clone(&self.cx), seq, problem.status, started);
+                report.watched(watch).end(Some(&problem.detail));
                 Err(Box::new(problem))
             }
         }
@@ -185,6 +217,7 @@ impl Connection {
         &self,
         request: &mut Request,
         body: Incoming,
+        whole: bool,
     ) -> Result<(Sends, Hits, Charge), (Problem, &'static str)> {
         let masks = self.cx.request_masks();
         let outgoing = (!masks.is_empty()).then(|| Outgoing { masks, secrets: self.cx.house.secrets.known() });
@@ -196,7 +229,7 @@ impl Connection {
         }
         request.set_body(Body::Pending);
         // A stream of calls may wait for answers before it ends. Whatever a rule asks of its body has no answer.
-        let asked = outgoing.is_some() || (self.cx.asks_body() && !is_grpc(&request.headers));
+        let asked = whole || outgoing.is_some() || (self.cx.asks_body() && !is_grpc(&request.headers));
         if !asked && !matches!(self.cx.decide(&request.action()), Decision::Hold(_)) {
             // A body that no rule asks for is none that a rule could have been told of.
             request.set_body(Body::Unknown);

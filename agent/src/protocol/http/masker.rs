@@ -6,7 +6,7 @@
 
 use std::sync::Arc;
 
-use super::coding::CodingError;
+use super::{coding::CodingError, lens::MaskPieces};
 use crate::{
     action::Unresolved,
     mask::{Hits, JsonError, JsonMasker, KnownSecrets, MaskSet, REDACTED, StreamScrubber},
@@ -15,7 +15,7 @@ use crate::{
 /// Longest message of gRPC, in bytes: what its libraries take by default.
 const MESSAGE_MAX: usize = 4 << 20;
 /// Longest event of a stream of server-sent events, in bytes.
-const EVENT_MAX: usize = 1 << 20;
+pub const EVENT_MAX: usize = 1 << 20;
 
 /// Masks one body.
 pub enum Masker {
@@ -31,6 +31,8 @@ pub enum Masker {
     Messages { masks: Arc<MaskSet>, secrets: Arc<KnownSecrets>, message: Vec<u8>, hits: Hits },
     /// A fixed text takes the place of all of it.
     Hidden { hits: Hits },
+    /// As a protocol within HTTP says.
+    Other(Box<dyn MaskPieces>),
 }
 
 /// Why a body does not come through.
@@ -99,11 +101,11 @@ impl Masker {
             Self::Json(masker) => masker.push(piece, out)?,
             Self::Text(scrubber) => scrubber.push(piece, out),
             Self::Hidden { .. } => {}
+            Self::Other(masker) => masker.push(piece, out)?,
             Self::Events { masks, secrets, event, hits } => {
                 for byte in piece {
                     event.push(*byte);
-                    // An event ends with an empty line, whatever ends its lines.
-                    if event.ends_with(b"\n\n") || event.ends_with(b"\r\r") || event.ends_with(b"\r\n\r\n") {
+                    if is_whole_event(event) {
                         mask_event(masks, secrets, event, hits, out)?;
                         event.clear();
                     }
@@ -132,6 +134,7 @@ impl Masker {
             Self::Pass => Ok(Hits::default()),
             Self::Json(masker) => Ok(masker.finish(out)?),
             Self::Text(scrubber) => Ok(scrubber.finish(out)),
+            Self::Other(masker) => masker.finish(out),
             Self::Hidden { hits } => {
                 out.extend_from_slice(REDACTED.as_bytes());
                 Ok(hits)
@@ -164,8 +167,13 @@ fn message_length(bytes: &[u8]) -> Result<Option<usize>, MaskError> {
     Ok(Some(PREFIX + length).filter(|whole| bytes.len() >= *whole))
 }
 
+/// Whether these are all of an event of a stream of server-sent events: it ends with an empty line, whatever ends its lines.
+pub fn is_whole_event(event: &[u8]) -> bool {
+    event.ends_with(b"\n\n") || event.ends_with(b"\r\r") || event.ends_with(b"\r\n\r\n")
+}
+
 /// One event, line by line: data that is JSON by its places, everything by what is found in it.
-fn mask_event(
+pub fn mask_event(
     masks: &Arc<MaskSet>,
     secrets: &Arc<KnownSecrets>,
     event: &[u8],

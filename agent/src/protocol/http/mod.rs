@@ -24,6 +24,7 @@ mod exchange;
 pub mod fuzz;
 mod guard;
 mod guarded;
+mod lens;
 mod masker;
 mod outgoing;
 mod path;
@@ -33,7 +34,11 @@ mod serve;
 mod strict;
 mod upstream;
 
-pub use request::classify;
+pub use deny::Problem;
+pub use lens::{Lens, MaskPieces, Taken, Watch};
+pub use masker::{EVENT_MAX, MaskError, is_whole_event, mask_event};
+pub use request::{Request, classify, request_of};
+pub use serve::serve;
 
 use std::sync::Arc;
 
@@ -54,6 +59,6 @@ impl Protocol for Http {
     }
 
     fn serve<'a>(&'a self, client: BoxIo, cx: &'a Arc<ConnectionCx>) -> BoxFuture<'a, Result<Ended, SessionError>> {
-        Box::pin(serve::serve(client, cx))
+        Box::pin(serve::serve(client, cx, None))
     }
 }

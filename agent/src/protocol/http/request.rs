@@ -16,7 +16,7 @@ use super::{
     path::{self, PathError},
 };
 use crate::{
-    action::{Action, Body, Clarity, Facts, HttpFacts, Part, ProtocolId, Target, Verb},
+    action::{Action, Body, Clarity, Facts, HttpFacts, LlmFacts, Part, ProtocolId, Target, Verb},
     policy::{CredentialRef, CredentialSource, Inject, Route},
     session::{Command, Lasting, Standing},
 };
@@ -34,6 +34,8 @@ const HOP_BY_HOP: &[&str] = &[
 ];
 /// Fields by which servers take a request for one of another method.
 const OVERRIDES: &[&str] = &["x-http-method-override", "x-http-method", "x-method-override"];
+/// Fields in which clients send a credential. Where one is put in, those of the agent are taken out.
+const CREDENTIALS: &[&str] = &["authorization", "x-api-key", "api-key", "x-goog-api-key", "x-auth-token"];
 /// Fields by which servers take a request for one of another path or host.
 const REROUTES: &[&str] =
     &["x-original-url", "x-rewrite-url", "x-forwarded-host", "forwarded", "x-host", "x-forwarded-prefix"];
@@ -68,6 +70,7 @@ pub struct Request {
     pub headers: HeaderMap,
     /// Name or address that it is for, in lower case, without a port.
     pub host: String,
+    protocol: ProtocolId,
     facts: HttpFacts,
     parts: SmallVec<[Part; 2]>,
 }
@@ -133,8 +136,10 @@ impl Request {
             query: parameters,
             headers: shown(&headers),
             body: Body::None,
+            llm: None,
         };
-        Ok(Self { method: head.method.clone(), target, headers, host: facts.host.clone(), facts, parts })
+        let (protocol, host) = (ProtocolId::Http, facts.host.clone());
+        Ok(Self { method: head.method.clone(), target, headers, host, protocol, facts, parts })
     }
 
     /// Says what is known of its body.
@@ -145,7 +150,46 @@ impl Request {
     /// What it would do.
     pub fn action(&self) -> Action {
         let facts = Facts::Http(Arc::new(self.facts.clone()));
-        Action { protocol: ProtocolId::Http, parts: self.parts.clone(), clarity: Clarity::Parsed, facts }
+        Action { protocol: self.protocol, parts: self.parts.clone(), clarity: Clarity::Parsed, facts }
+    }
+
+    /// Whether it is of a protocol that is spoken within HTTP.
+    pub fn spoken_as(&mut self, protocol: ProtocolId) {
+        self.protocol = protocol;
+    }
+
+    /// Its method.
+    pub fn method(&self) -> &Method {
+        &self.method
+    }
+
+    /// The path in the form in which it is sent, if it has one reading only.
+    pub fn one_path(&self) -> Option<&str> {
+        (self.parts.len() == 1).then_some(&*self.facts.path)
+    }
+
+    /// Its body, once read, and if it is JSON of one meaning.
+    pub fn body_json(&self) -> Option<&serde_json::Value> {
+        match &self.facts.body {
+            Body::Json(value) => Some(value),
+            _ => None,
+        }
+    }
+
+    /// A header field as rules see it.
+    pub fn header(&self, name: &str) -> Option<&str> {
+        self.facts.headers.get(name).map(String::as_str)
+    }
+
+    /// Judges it as what it asks of a model, not by its method and path.
+    pub fn judge_as(&mut self, verb: Verb, target: Target, llm: LlmFacts) {
+        self.parts = smallvec::smallvec![(verb, target)];
+        self.facts.llm = Some(llm);
+    }
+
+    /// Has the response sent in no coding.
+    pub fn ask_plain(&mut self) {
+        self.headers.insert(header::ACCEPT_ENCODING, HeaderValue::from_static("identity"));
     }
 
     /// The head in the bytes in which it is judged: what is sent, less the credential.
@@ -183,7 +227,7 @@ impl Request {
     fn text(&self, body: Option<&Bytes>) -> String {
         let mut out = format!("{} {}\n", self.method, self.target);
         for (name, value) in &self.headers {
-            let hidden = matches!(*name, header::AUTHORIZATION | header::COOKIE | header::PROXY_AUTHORIZATION);
+            let hidden = is_credential(name);
             let value = if hidden { "[not recorded]".into() } else { String::from_utf8_lossy(value.as_bytes()) };
             let _ = writeln!(out, "{name}: {value}");
         }
@@ -202,6 +246,10 @@ impl Request {
         let names: Vec<&str> = self.facts.query.keys().map(String::as_str).collect();
         format!("{} {} {}?{}", self.method, self.host, path.join("/"), names.join("&"))
     }
+}
+
+fn is_credential(name: &HeaderName) -> bool {
+    matches!(*name, header::COOKIE | header::PROXY_AUTHORIZATION) || CREDENTIALS.contains(&name.as_str())
 }
 
 fn is_identifier(segment: &str) -> bool {
@@ -237,9 +285,10 @@ fn forwarded(fields: &HeaderMap, credential: &CredentialRef) -> HeaderMap {
         // A client cannot have fields taken out that a rule was told of, nor the host.
         let hop = HOP_BY_HOP.contains(&text) || (listed.contains(text) && !matches!(text, "host" | "content-length"));
         let taken = match &credential.inject {
-            Inject::Bearer | Inject::Basic => injects && *name == header::AUTHORIZATION,
-            Inject::Header(other) => injects && (text == other || *name == header::AUTHORIZATION),
-            Inject::Query(_) | Inject::Cookie(_) => injects && *name == header::AUTHORIZATION,
+            Inject::Header(other) => injects && (text == other || CREDENTIALS.contains(&text)),
+            Inject::Bearer | Inject::Basic | Inject::Query(_) | Inject::Cookie(_) => {
+                injects && CREDENTIALS.contains(&text)
+            }
         };
         let ours = matches!(*name, header::ACCEPT_ENCODING | header::RANGE | header::IF_RANGE | header::EXPECT)
             || *name == header::PROXY_AUTHORIZATION
@@ -321,7 +370,7 @@ pub fn decoded(text: &str) -> String {
 fn shown(headers: &HeaderMap) -> BTreeMap<String, String> {
     let mut out: BTreeMap<String, String> = BTreeMap::new();
     for (name, value) in headers {
-        if matches!(*name, header::AUTHORIZATION | header::COOKIE) {
+        if is_credential(name) {
             continue;
         }
         let value = String::from_utf8_lossy(value.as_bytes());
@@ -406,28 +455,28 @@ impl<'de> Deserialize<'de> for Once {
 
 /// What a line `METHOD /path` of a decision case or a question would do.
 pub fn classify(line: &str, routes: &[Route]) -> Action {
-    let opaque = || Action::opaque(ProtocolId::Http, Target::new("http:opaque"));
+    let request = request_of(line, routes);
+    request.map_or_else(|| Action::opaque(ProtocolId::Http, Target::new("http:opaque")), |request| request.action())
+}
+
+/// The request of such a line, which header fields may follow and, after an empty line, a body.
+pub fn request_of(line: &str, routes: &[Route]) -> Option<Request> {
     let (line, body) = line.split_once("\n\n").unwrap_or((line, ""));
     let mut lines = line.lines();
-    let Some((method, target)) = lines.next().and_then(|first| first.trim().split_once(' ')) else { return opaque() };
+    let (method, target) = lines.next()?.trim().split_once(' ')?;
     let mut head = http::Request::builder().method(method).uri(target.trim());
     for (name, value) in lines.filter_map(|line| line.split_once(':')) {
         head = head.header(name.trim(), value.trim());
     }
-    let Ok(made) = head.body(()) else { return opaque() };
     let none =
         CredentialRef { upstream: "".into(), user: None, source: CredentialSource::None, inject: Inject::default() };
-    let (mut parts, ()) = made.into_parts();
+    let (mut parts, ()) = head.body(()).ok()?.into_parts();
     if let Some(host) = parts.uri.authority().and_then(|authority| HeaderValue::from_str(authority.as_str()).ok()) {
         parts.headers.insert(header::HOST, host);
     }
-    match Request::read(&parts, &none, routes) {
-        Ok(mut request) => {
-            request.set_body(json(body.as_bytes()));
-            request.action()
-        }
-        Err(_) => opaque(),
-    }
+    let mut request = Request::read(&parts, &none, routes).ok()?;
+    request.set_body(json(body.as_bytes()));
+    Some(request)
 }
 
 #[cfg(test)]

@@ -66,6 +66,9 @@ pub async fn respond(
     report.trailers(&head.headers);
     let content_type =
         head.headers.get(header::CONTENT_TYPE).map(|value| String::from_utf8_lossy(value.as_bytes()).into_owned());
+    let watched = report
+        .watch()
+        .and_then(|watch| watch.begins(head.status, content_type.as_deref().unwrap_or_default(), &masks, &secrets));
     if empty {
         if !matches!(Masker::new(&masks, &secrets, content_type.as_deref().unwrap_or_default()), Ok(Masker::Pass)) {
             // Of the body that a GET would have got masked.
@@ -74,8 +77,11 @@ pub async fn respond(
         report.end(None);
         return Ok(Response::from_parts(head, nothing()));
     }
+    if report.watch().is_some() && !matches!(coding, Ok(None)) {
+        return refuse(report, "it is encoded, which nobody asked for");
+    }
     let masker = match Masker::new(&masks, &secrets, content_type.as_deref().unwrap_or_default()) {
-        Ok(masker) => masker,
+        Ok(masker) => watched.map_or(masker, Masker::Other),
         Err(error) => return refuse(report, &error.to_string()),
     };
     let mask_trailers = move |trailers: &mut HeaderMap| {

@@ -21,6 +21,7 @@ use super::{
     exchange::Connection,
     guard::HEAD_MAX,
     guarded::{Counted, Guarded, Traffic, Wrong},
+    lens::Lens,
     request::bare_host,
     upstream::{HTTP1, HTTP2, Tasks, Upstream, Version, WINDOWS},
 };
@@ -50,8 +51,8 @@ struct Begun {
     upstream: Upstream,
 }
 
-/// Serves a connection to its end.
-pub async fn serve(client: BoxIo, cx: &Arc<ConnectionCx>) -> Result<Ended, SessionError> {
+/// Serves a connection to its end; `lens` is what is spoken within HTTP.
+pub async fn serve(client: BoxIo, cx: &Arc<ConnectionCx>, lens: Option<Arc<dyn Lens>>) -> Result<Ended, SessionError> {
     let Some(begun) = begin(client, cx).await? else { return Ok(Ended::default()) };
     let memory = if begun.version == Version::Http2 { MEMORY.1 } else { MEMORY.0 };
     let _memory = cx.memory.charge(memory)?;
@@ -74,6 +75,7 @@ pub async fn serve(client: BoxIo, cx: &Arc<ConnectionCx>) -> Result<Ended, Sessi
         host: OnceLock::new(),
         version: begun.version,
         upstream: begun.upstream,
+        lens,
     });
     let answer = service_fn(|request| {
         let connection = Arc::clone(&connection);
