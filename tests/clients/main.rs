@@ -3,6 +3,7 @@
 
 mod claims;
 mod languages;
+mod llm;
 mod secrecy;
 mod waiting;
 mod web;

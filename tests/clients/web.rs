@@ -93,7 +93,7 @@ fn curl() {
 }
 
 /// The packages of Python that the tests use.
-fn site(lib: &std::path::Path) -> std::path::PathBuf {
+pub(crate) fn site(lib: &std::path::Path) -> std::path::PathBuf {
     fs::read_dir(lib).unwrap().next().unwrap().unwrap().path().join("site-packages")
 }
 

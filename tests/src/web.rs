@@ -108,9 +108,12 @@ impl Web {
         anyhow::bail!("nginx does not start: {log}")
     }
 
-    /// Starts a stand-in for a model's service: it speaks the real formats over TLS, and thinks of nothing.
+    /// Starts a stand-in for a model's service: it speaks the real formats over TLS, and thinks of nothing. Other users can read
+    /// its CA.
     pub fn start_model() -> Result<Self> {
-        Self::start_script(MODEL, std::path::Path::new("/nonexistent"))
+        let model = Self::start_script(MODEL, std::path::Path::new("/nonexistent"))?;
+        fs::set_permissions(model.folder(), std::os::unix::fs::PermissionsExt::from_mode(0o711))?;
+        Ok(model)
     }
 
     /// Starts another script of Python in its place, over TLS: it gets the folder with the certificate as its argument and

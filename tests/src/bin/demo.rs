@@ -1,19 +1,69 @@
 //! The demo: the main job, end to end, on a private PostgreSQL. Every step asserts.
 
 use std::{
+    io::{BufRead as _, BufReader},
     process::{Command, Stdio},
     thread,
     time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, ensure};
-use portcullis_tests::{Daemon, Postgres, SHOP_POLICY, secret};
+use portcullis_tests::{Daemon, PASSWORD, Postgres, SHOP_POLICY, Server as _, Web, secret};
+
+/// The model's service beside the shop.
+const MODELS: &str = r#"
+[[upstream]]
+name = "models"
+protocol = "llm"
+address = ["localhost:{models}"]
+tls = { ca = "{models_ca}" }
+credential = { source = "file", path = "{password}" }
+price = [{ model = "stand-in-*", input = 2.5, output = 10.0 }]
+session_budget = { cost = 1.0 }
+
+[[rule]]
+name = "models"
+upstream = "models"
+verbs = ["read"]
+targets = ["model:stand-in-*"]
+effect = "allow"
+"#;
+
+/// An agent that does what a model says. It waits at its end, so that it can be searched.
+const AGENT: &str = r#"
+import json, subprocess, sys, urllib.request
+
+URL, DATABASE = sys.argv[1:3]
+TOOLS = [{"type": "function", "function": {"name": "query", "description": "runs SQL", "parameters": {"type": "object"}}}]
+
+
+def ask(messages):
+    body = json.dumps({"model": "stand-in-1", "max_tokens": 200, "messages": messages, "tools": TOOLS}).encode()
+    head = {"Content-Type": "application/json", "Authorization": "Bearer none"}
+    with urllib.request.urlopen(urllib.request.Request(URL + "/v1/chat/completions", body, head)) as answer:
+        return json.load(answer)["choices"][0]["message"]
+
+
+messages = [{"role": "user", "content": "please look up how many orders there are"}]
+message = ask(messages)
+call = message["tool_calls"][0]
+sql = json.loads(call["function"]["arguments"])["sql"]
+rows = subprocess.run(["psql", "-XAtc", sql, DATABASE], capture_output=True, text=True, check=True).stdout.strip()
+result = {"role": "tool", "tool_call_id": call["id"], "content": rows}
+print(ask([*messages, message, result])["content"], flush=True)
+sys.stdin.read()
+"#;
 
 fn main() -> Result<()> {
     let keep = std::env::args().any(|a| a == "--keep");
-    say("A private PostgreSQL 15 (SCRAM, TLS, a seeded shop) and a daemon are starting.");
+    say(
+        "A private PostgreSQL 15 (SCRAM, TLS, a seeded shop), a stand-in for a model's service, and a daemon are starting.",
+    );
     let server = Postgres::start()?;
-    let daemon = Daemon::start(&server, SHOP_POLICY)?;
+    let model = Web::start_model()?;
+    let models =
+        MODELS.replace("{models}", &model.port().to_string()).replace("{models_ca}", &model.ca().display().to_string());
+    let daemon = Daemon::start(&server, &format!("{SHOP_POLICY}{models}"))?;
     let url = format!("host=127.0.0.1 port={} dbname=shop user=agent", server.port);
     let psql = |arguments: &[&str]| -> Result<(bool, String)> {
         let mut command = daemon.governed("psql", &["-X", &url])?;
@@ -109,7 +159,30 @@ fn main() -> Result<()> {
         secret::not_in_files(&daemon.path(place))?;
     }
 
-    say("7. The record: every session, and one of them replayed.");
+    say(
+        "7. A scripted agent gets a prompt, asks a model, which asks for a tool, and queries the shop: prompt and SQL are joined.",
+    );
+    let agent = daemon.path("agent.py");
+    std::fs::write(&agent, AGENT)?;
+    let arguments = ["-B", &agent.display().to_string(), &format!("https://localhost:{}", model.port()), &url];
+    let mut agent = daemon.governed("/usr/bin/python3", &arguments)?;
+    let mut agent = agent.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
+    let mut said = String::new();
+    BufReader::new(agent.stdout.as_mut().context("no output")?).read_line(&mut said)?;
+    println!("{said}");
+    ensure!(said.contains("There are 5000."), "the agent got no answer: {}", daemon.log());
+    let searched = secret::not_in_process(agent.id())?;
+    println!("The model's key is nowhere in the agent: searched {searched} bytes of process {}.\n", agent.id());
+    drop(agent.stdin.take());
+    ensure!(agent.wait()?.success(), "the agent failed");
+    let key = model.seen()?.iter().all(|seen| seen.header("authorization") == Some(&*format!("Bearer {PASSWORD}")));
+    ensure!(key, "the model got no key, or the agent's own");
+    let replay = daemon.ok(&["replay", &latest(&daemon)?])?;
+    println!("{replay}");
+    let why = replay.split("why: [").nth(1).context("the prompt does not stand beside the SQL")?;
+    ensure!(why.contains("please look up how many orders"), "another prompt");
+
+    say("8. The record: every session, and one of them replayed.");
     println!("{}", daemon.ok(&["sessions"])?);
     let session = hold["session"].as_str().context("a hold has a session")?;
     let replay = daemon.ok(&["replay", session])?;
@@ -117,7 +190,7 @@ fn main() -> Result<()> {
     ensure!(replay.contains("UPDATE products") && replay.contains("agreed with sales"), "the replay lacks the change");
     println!("{}", daemon.ok(&["audit", "verify"])?);
 
-    say("8. The doctor: what the host can do, how the daemon is, and every way out, tried from inside a session.");
+    say("9. The doctor: what the host can do, how the daemon is, and every way out, tried from inside a session.");
     let table = daemon.ok(&["doctor", "--workload", "bot"])?;
     println!("{table}");
     // What this host cannot close is named, with what it lacks; nothing that it could close is open.
@@ -137,6 +210,15 @@ fn main() -> Result<()> {
         Command::new("sleep").arg("infinity").status()?;
     }
     Ok(())
+}
+
+/// The session that was started last.
+fn latest(daemon: &Daemon) -> Result<String> {
+    let lines = daemon.ok(&["sessions", "--json"])?;
+    let sessions = lines.lines().map(serde_json::from_str).collect::<Result<Vec<serde_json::Value>, _>>()?;
+    // Ids sort by time.
+    let ids = sessions.iter().filter_map(|session| session["session"].as_str());
+    Ok(ids.max().context("no session")?.to_owned())
 }
 
 /// A hold in full, once it is known what its command would do.

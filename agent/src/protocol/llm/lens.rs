@@ -11,7 +11,7 @@ use serde_json::json;
 
 use super::{
     ask::{Api, Ask},
-    budget::{Budgets, Reserved},
+    budget::{Budgets, Reserved, Spent},
     deltas::Deltas,
     told::{Told, tokens},
 };
@@ -50,10 +50,7 @@ impl Lens for Models {
             return Err(Problem::new(StatusCode::FORBIDDEN, "Refused by policy", detail));
         }
         let input = tokens(body.len() as u64);
-        let reserved = self
-            .budgets
-            .reserve(cx, &ask.model, input, ask.max_output)
-            .map_err(|spent| Problem::new(StatusCode::TOO_MANY_REQUESTS, "Budget used up", spent.to_string()))?;
+        let reserved = self.budgets.reserve(cx, &ask.model, input, ask.max_output).map_err(over_budget)?;
         request.judge_as(Verb::Read, ask.target(), ask.facts());
         request.ask_plain();
         let trace = request.header("traceparent").and_then(trace_of).map(Arc::from);
@@ -73,6 +70,13 @@ impl Lens for Models {
         // As Anthropic's clients read it, and OpenAI's.
         problem.extension.insert("type".into(), json!("error"));
         problem.extension.insert("error".into(), json!({"type": kind, "code": code, "message": message}));
+    }
+}
+
+fn over_budget(spent: Spent) -> Problem {
+    match spent {
+        Spent::Up { .. } => Problem::new(StatusCode::TOO_MANY_REQUESTS, "Budget used up", spent.to_string()),
+        Spent::NoPrice(_) => Problem::new(StatusCode::FORBIDDEN, "Refused by policy", spent.to_string()),
     }
 }
 
