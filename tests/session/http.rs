@@ -301,6 +301,47 @@ async fn only_the_upstreams_own_names_are_served() {
     assert_eq!(exchange(&house, upgrade.as_bytes()).await[0].status, 501);
 }
 
+/// Two services behind one address: each request goes where its name says, with the credential of that one, and is judged by
+/// its rules.
+#[tokio::test]
+async fn upstreams_at_one_address_are_told_apart_by_name() {
+    let web = Web::start().unwrap();
+    let second = r#"
+[[upstream]]
+name = "second"
+protocol = "http"
+address = ["127.0.0.1:{port}"]
+tls = { ca = "{ca}" }
+credential = { source = "file", path = "{password}", inject = "header:x-second" }
+"#;
+    let policy = POLICY.replace("\"localhost:{port}\", \"127.0.0.1:{port}\"", "\"localhost:{port}\"");
+    let house = TestHouse::new(&web, &format!("{policy}{second}")).unwrap();
+    let one = |host: &str| format!("GET /echo HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n");
+    for (host, field) in [("localhost", "authorization"), ("127.0.0.1", "x-second")] {
+        // However slowly it says it.
+        let mut client = house.connect();
+        for byte in one(host).as_bytes() {
+            client.write_all(&[*byte]).await.unwrap();
+        }
+        let mut out = Vec::new();
+        let _ = client.read_to_end(&mut out).await;
+        let answers = answers(&out);
+        assert_eq!(answers[0].status, 200, "{host} {answers:?}");
+        let seen = web.seen().unwrap().pop().unwrap();
+        assert!(seen.header(field).is_some_and(|value| value.ends_with(PASSWORD)), "{host} {seen:?}");
+        let other = if field == "x-second" { "authorization" } else { "x-second" };
+        assert!(seen.header(other).is_none(), "{host} {seen:?}");
+    }
+    // A name of neither, and another than the first request's.
+    for text in [one("other"), format!("{}{}", one("localhost").replace("Connection: close\r\n", ""), one("127.0.0.1"))]
+    {
+        assert_eq!(exchange(&house, text.as_bytes()).await.last().unwrap().status, 421, "{text}");
+    }
+    assert_eq!(web.seen().unwrap().len(), 3);
+    let upstreams: Vec<_> = house.events().unwrap().iter().filter_map(|event| event.upstream.clone()).collect();
+    assert!(upstreams.iter().any(|name| **name == *"second"), "{upstreams:?}");
+}
+
 #[tokio::test]
 async fn what_was_approved_is_what_is_sent() {
     let web = Web::start().unwrap();

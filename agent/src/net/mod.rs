@@ -22,7 +22,7 @@ use futures_util::future::BoxFuture;
 
 use crate::{
     policy::TlsSpec,
-    session::{Alpn, BoxIo, Hello, NetError, Network, Secured},
+    session::{Alpn, Asked, BoxIo, Hello, NetError, Network, Secured},
 };
 
 /// The host's network.
@@ -67,6 +67,10 @@ impl Network for Net {
         protocols: &'a [Alpn],
     ) -> BoxFuture<'a, Result<Secured, NetError>> {
         Box::pin(self.client.secure(io, host, tls, protocols))
+    }
+
+    fn asked_name(&self, first: &[u8]) -> Asked {
+        tls::asked_name(first)
     }
 
     fn read_hello(&self, io: BoxIo) -> BoxFuture<'_, Result<Box<dyn Hello>, NetError>> {

@@ -34,7 +34,7 @@ use super::ca::RuntimeCa;
 use crate::{
     policy::{TlsMode, TlsSpec},
     secrets,
-    session::{Alpn, BoxIo, Hello, NetError, Secured},
+    session::{Alpn, Asked, BoxIo, Hello, NetError, Secured},
 };
 
 const HANDSHAKE_LIMIT: Duration = Duration::from_secs(10);
@@ -56,6 +56,21 @@ pub(super) async fn read_hello(ca: &Arc<RuntimeCa>, io: BoxIo) -> Result<Box<dyn
     let offered = start.client_hello().alpn().into_iter().flatten().map(<[u8]>::to_vec).collect();
     let server_name = start.client_hello().server_name().map(str::to_owned);
     Ok(Box::new(Begun { ca: Arc::clone(ca), server_name, offered, start }))
+}
+
+/// The name that the beginning of a handshake asks for.
+pub(super) fn asked_name(mut first: &[u8]) -> Asked {
+    let mut acceptor = Acceptor::default();
+    while !first.is_empty() {
+        if acceptor.read_tls(&mut first).is_err() {
+            return Asked::For(None);
+        }
+    }
+    match acceptor.accept() {
+        Ok(None) => Asked::More,
+        Ok(Some(accepted)) => Asked::For(accepted.client_hello().server_name().map(str::to_owned)),
+        Err(_) => Asked::For(None),
+    }
 }
 
 /// A handshake that a client began.

@@ -18,6 +18,7 @@ use super::{
     live::connect,
     names::{self, Answered},
     permit::{Command, Lasting, Refusal, Standing},
+    which::{self, Found},
 };
 use crate::{
     action::{Direction, ProcessFacts, ProtocolId},
@@ -156,10 +157,11 @@ impl House {
         Some(masks)
     }
 
-    /// Which upstream of the workload the client asked for, and by which of its addresses.
-    async fn find_upstream(&self, workload: &str, origin: SocketAddr) -> Option<(Arc<UpstreamSpec>, Arc<str>)> {
-        let policy = self.policies.load().by_workload(workload).cloned()?;
-        for upstream in policy.upstreams() {
+    /// The upstreams of the workload that the client may have asked for, each by the first of its addresses that fits.
+    async fn find_upstreams(&self, workload: &str, origin: SocketAddr) -> Vec<Found> {
+        let mut all = Vec::new();
+        let Some(policy) = self.policies.load().by_workload(workload).cloned() else { return all };
+        'upstreams: for upstream in policy.upstreams() {
             for address in &upstream.addresses {
                 let Some((host, port)) = address.rsplit_once(':') else { continue };
                 if port.parse() != Ok(origin.port()) {
@@ -170,11 +172,12 @@ impl House {
                 let found = self.network.resolve(host).await.unwrap_or_default();
                 let is_here = |ip: &IpAddr| ip.to_canonical() == origin.ip().to_canonical();
                 if found.iter().any(is_here) || self.answered.has(&bare_name(host), origin.ip()) {
-                    return Some((Arc::clone(upstream), address.as_str().into()));
+                    all.push((Arc::clone(upstream), address.as_str().into()));
+                    continue 'upstreams;
                 }
             }
         }
-        None
+        all
     }
 
     pub(super) fn refused(&self, session: &Session, what: String, process: ProcessFacts) {
@@ -195,7 +198,7 @@ impl House {
 }
 
 /// A name as it is asked for.
-fn bare_name(host: &str) -> String {
+pub(super) fn bare_name(host: &str) -> String {
     host.strip_suffix('.').unwrap_or(host).to_ascii_lowercase()
 }
 
@@ -205,11 +208,12 @@ pub async fn serve(house: Arc<House>, arrival: Arrival) {
     if session.is_over() {
         return house.refused(&session, format!("{origin}: the session is over"), process);
     }
-    let found = house.find_upstream(&session.workload, origin).await;
-    if found.is_none() && origin.port() == names::PORT {
+    let found = house.find_upstreams(&session.workload, origin).await;
+    if found.is_empty() && origin.port() == names::PORT {
         return names::serve(&house, &session, &process, io).await;
     }
-    let Some((spec, address)) = found else {
+    let chosen = which::choose(&*house.network, found, origin, io, &session.ended).await;
+    let Some(((spec, address), io)) = chosen else {
         return house.refused(&session, format!("{origin}: no upstream of the policy has this address"), process);
     };
     let Some((upstream, judge)) = house.judge(&session.workload, &spec.name) else {

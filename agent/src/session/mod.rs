@@ -12,11 +12,12 @@ mod live;
 mod names;
 mod network;
 mod permit;
+mod which;
 
 pub use cx::{ConnectionCx, Judge, Masks};
 pub use gate::{Begun, Gate};
 pub use house::{Arrival, Ended, House, Protocol, SessionError, gate, may_connect, serve, would_connect};
 pub use live::{ConnectionView, Entry, LiveTable};
 pub use names::Answered;
-pub use network::{Alpn, BoxIo, Hello, Io, NetError, Network, Secured, Source};
+pub use network::{Alpn, Asked, BoxIo, Hello, Io, NetError, Network, Secured, Source};
 pub use permit::{Command, DataRight, HoldNotice, Inert, Lasting, Permit, Refusal, Standing, Upstream};

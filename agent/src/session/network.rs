@@ -46,6 +46,15 @@ pub trait Hello: Send {
     fn accept(self: Box<Self>, names: &[String], protocol: Option<Alpn>) -> BoxFuture<'_, Result<BoxIo, NetError>>;
 }
 
+/// What is known of the name that a client asks for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Asked {
+    /// It has not said it yet.
+    More,
+    /// This one, or none.
+    For(Option<String>),
+}
+
 /// Dialing, naming and encrypting.
 pub trait Network: Send + Sync {
     /// Addresses of a host, or the literal itself. Answers are cached for a short while.
@@ -62,6 +71,9 @@ pub trait Network: Send + Sync {
         tls: &'a TlsSpec,
         protocols: &'a [Alpn],
     ) -> BoxFuture<'a, Result<Secured, NetError>>;
+
+    /// The name that the beginning of a client's TLS handshake asks for (SNI). It is only looked at.
+    fn asked_name(&self, first: &[u8]) -> Asked;
 
     /// Begins TLS as a server.
     fn read_hello(&self, io: BoxIo) -> BoxFuture<'_, Result<Box<dyn Hello>, NetError>>;
