@@ -92,6 +92,22 @@ fn curl() {
     assert!(record.contains("no administration") && !record.contains(PASSWORD), "{record}");
 }
 
+/// Over TLS, the name in the handshake tells which of two upstreams at one address is meant; curl sends none for an address.
+#[test]
+fn curl_reaches_each_of_two_upstreams_at_one_address() {
+    let web = Web::start().unwrap();
+    let second = "\n[[upstream]]\nname = \"second\"\nprotocol = \"http\"\naddress = [\"127.0.0.1:{port}\"]\n\
+        tls = { ca = \"{ca}\" }\ncredential = { source = \"file\", path = \"{password}\", inject = \"header:x-second\" }\n";
+    let policy = POLICY.replace(", \"127.0.0.1:{port}\"", "");
+    let daemon = Daemon::start(&web, &format!("{policy}{second}")).unwrap();
+    for (host, field) in [("localhost", "authorization"), ("127.0.0.1", "x-second")] {
+        let url = format!("https://{host}:{}/x", web.port());
+        assert_eq!(text(&governed(&daemon, "curl", &["-sS", "--max-time", "20", &url])), "fine", "{}", daemon.log());
+        let seen = web.seen().unwrap().pop().unwrap();
+        assert!(seen.header(field).is_some_and(|value| value.ends_with(PASSWORD)), "{host} {seen:?}");
+    }
+}
+
 /// The packages of Python that the tests use.
 pub(crate) fn site(lib: &std::path::Path) -> std::path::PathBuf {
     fs::read_dir(lib).unwrap().next().unwrap().unwrap().path().join("site-packages")
