@@ -12,8 +12,11 @@ mod lists;
 mod logins;
 mod masks;
 mod names;
+mod oauth2;
+mod placeholders;
 mod readings;
 mod refuse;
+mod sigv4;
 mod wild;
 
 use portcullis_tests::Postgres;

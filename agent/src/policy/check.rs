@@ -355,6 +355,7 @@ fn header(source: &Source, span: &Range<usize>) -> Range<usize> {
     span.start..end
 }
 
+mod credentials;
 mod host;
 mod rules;
 mod upstreams;

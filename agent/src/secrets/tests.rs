@@ -12,7 +12,7 @@ use crate::{
 };
 
 fn credential(source: CredentialSource) -> CredentialRef {
-    CredentialRef { upstream: "orders".into(), user: Some("reader".into()), source, inject: Inject::default() }
+    CredentialRef { user: Some("reader".into()), ..CredentialRef::plain("orders".into(), source) }
 }
 
 fn file(path: impl Into<PathBuf>) -> CredentialRef {
@@ -271,4 +271,46 @@ fn of_very_many_values_the_least_recent_goes() {
     };
     assert!(found(0) && found(2) && found(KNOWN_MAX) && !found(1));
     assert_eq!(secrets.values.lock().unwrap().by_value.len(), KNOWN_MAX);
+}
+
+fn sigv4(path: &Path, user: Option<&str>) -> CredentialRef {
+    let inject = Inject::try_from("sigv4:eu-central-1/s3".to_owned()).unwrap();
+    CredentialRef { user: user.map(Into::into), inject, ..file(path) }
+}
+
+#[tokio::test]
+async fn keys_of_aws_come_one_by_one_or_as_its_programs_give_them() {
+    let dir = tempfile::tempdir().unwrap();
+    let (path, token) = (dir.path().join("key"), dir.path().join("token"));
+    let secrets = Secrets::new(None);
+    write(&path, "the-secret-key\n", 0o600);
+    write(&token, "the-session-token\n", 0o600);
+    let token = CredentialSource::File { path: token };
+    let credential = CredentialRef { session_token: Some(token), ..sigv4(&path, Some("AKIAONE")) };
+    let lease = secrets.lease(&credential).await.unwrap();
+    let session = |lease: &Lease| lease.session_token.as_ref().map(|token| token.expose_secret().to_owned());
+    assert_eq!((lease.user.as_deref(), password(&lease)), (Some("AKIAONE"), "the-secret-key"));
+    assert_eq!(session(&lease).as_deref(), Some("the-session-token"));
+    assert!(secrets.known().are_in(b"the-session-token"));
+    assert!(matches!(fault(&secrets, &sigv4(&path, None)).await.0, SecretFault::NoKeyId));
+    // As `credential_process` has it, from a file or a program.
+    let json = r#"{"Version": 1, "AccessKeyId": "ASIATWO", "SecretAccessKey": "another/key", "SessionToken": "another-token",
+                   "Expiration": "2124-01-01T00:00:00Z"}"#;
+    write(&path, json, 0o600);
+    let program = CredentialRef { user: None, ..exec(&["/bin/cat", path.to_str().unwrap()]) };
+    for credential in [sigv4(&path, None), CredentialRef { inject: sigv4(&path, None).inject, ..program }] {
+        let secrets = Secrets::new(None);
+        let lease = secrets.lease(&credential).await.unwrap();
+        assert_eq!((lease.user.as_deref(), password(&lease)), (Some("ASIATWO"), "another/key"));
+        assert_eq!(session(&lease).as_deref(), Some("another-token"));
+        assert!(lease.is_fresh() && lease.until.is_some());
+        assert!(secrets.known().are_in(b"another/key") && secrets.known().are_in(b"another-token"));
+    }
+    write(&path, json.replace("2124", "2024"), 0o600);
+    assert!(!secrets.lease(&sigv4(&path, None)).await.unwrap().is_fresh());
+    for wrong in ["{", "{}", r#"{"AccessKeyId": 1, "SecretAccessKey": "hidden"}"#] {
+        write(&path, wrong, 0o600);
+        let (fault, detail) = fault(&secrets, &sigv4(&path, None)).await;
+        assert!(matches!(fault, SecretFault::NotAwsJson { .. }) && !detail.contains("hidden"), "{wrong}: {detail}");
+    }
 }
