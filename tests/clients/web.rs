@@ -192,6 +192,30 @@ fn grpc() {
     assert!(record.contains("POST /shop.Orders/Remove") && !record.contains(PASSWORD), "{record:.2000}");
 }
 
+/// boto3 signs with keys of no worth; what arrives is checked by botocore's own signer.
+#[test]
+fn boto3() {
+    let lib = tools().join("python/lib");
+    let server = Web::start_script(include_str!("aws_server.py"), &site(&lib)).unwrap();
+    let keys = server.folder().join("keys");
+    let json = r#"{"Version": 1, "AccessKeyId": "ASIAREAL", "SecretAccessKey": "another-Horse/battery+Staple",
+                   "SessionToken": "a//session==token"}"#;
+    fs::write(&keys, json).unwrap();
+    fs::set_permissions(&keys, std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
+    let credential = format!("path = \"{}\", inject = \"sigv4:eu-central-1/s3\"", keys.display());
+    let daemon = Daemon::start(&server, &POLICY.replace("path = \"{password}\"", &credential)).unwrap();
+    let packages = copy(&daemon, &lib, "python");
+    let file = daemon.path("aws_client.py");
+    fs::write(&file, include_str!("aws_client.py")).unwrap();
+    let arguments = ["-B", &file.display().to_string(), &server.port().to_string()];
+    let mut command = daemon.governed("/usr/bin/python3", &arguments).unwrap();
+    run(&daemon, command.env("PYTHONPATH", site(&packages)));
+    let calls = fs::read_to_string(server.folder().join("calls")).unwrap();
+    assert!(calls.lines().count() > 12 && calls.lines().all(|call| call.starts_with("good ")), "{calls}");
+    let record = record(&daemon);
+    assert!(!record.contains("battery+Staple") && !record.contains("session==token"), "{record:.2000}");
+}
+
 #[test]
 fn python_and_node_without_packages() {
     let web = Web::start().unwrap();

@@ -64,10 +64,10 @@ with = "redact"
 
 /// A response, its body without chunks.
 #[derive(Debug)]
-struct Answer {
-    status: u16,
-    head: String,
-    body: String,
+pub struct Answer {
+    pub status: u16,
+    pub head: String,
+    pub body: String,
     bytes: Vec<u8>,
 }
 
@@ -76,7 +76,7 @@ impl Answer {
         self.head.to_ascii_lowercase().contains(&format!("\r\n{field}"))
     }
 
-    fn problem(&self) -> serde_json::Value {
+    pub fn problem(&self) -> serde_json::Value {
         assert!(self.head.contains("application/problem+json"), "{self:?}");
         serde_json::from_str(&self.body).unwrap()
     }
@@ -92,7 +92,7 @@ async fn exchange(house: &TestHouse, bytes: &[u8]) -> Vec<Answer> {
     answers(&out)
 }
 
-fn answers(mut rest: &[u8]) -> Vec<Answer> {
+pub fn answers(mut rest: &[u8]) -> Vec<Answer> {
     let mut all = Vec::new();
     while let Some(end) = rest.windows(4).position(|window| window == b"\r\n\r\n") {
         let head = String::from_utf8_lossy(&rest[..end + 2]).into_owned();
@@ -128,7 +128,7 @@ fn answers(mut rest: &[u8]) -> Vec<Answer> {
 }
 
 /// One request on a connection of its own.
-async fn ask(house: &TestHouse, method: &str, target: &str, fields: &str, body: &[u8]) -> Answer {
+pub async fn ask(house: &TestHouse, method: &str, target: &str, fields: &str, body: &[u8]) -> Answer {
     let length = if body.is_empty() { String::new() } else { format!("Content-Length: {}\r\n", body.len()) };
     let head = format!("{method} {target} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n{fields}{length}\r\n");
     let mut answers = exchange(house, &[head.as_bytes(), body].concat()).await;

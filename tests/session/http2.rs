@@ -44,16 +44,16 @@ detect = ["email"]
 with = "redact"
 "#;
 
-type Client = SendRequest<Full<Bytes>>;
+pub type Client = SendRequest<Full<Bytes>>;
 
-async fn client(house: &TestHouse) -> Client {
+pub async fn client(house: &TestHouse) -> Client {
     let (client, connection) =
         hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(house.connect())).await.unwrap();
     tokio::spawn(connection);
     client
 }
 
-fn request(method: &str, target: &str, fields: &[(&str, &str)], body: &str) -> Request<Full<Bytes>> {
+pub fn request(method: &str, target: &str, fields: &[(&str, &str)], body: &str) -> Request<Full<Bytes>> {
     let mut request = Request::builder().method(method).uri(format!("http://localhost{target}"));
     for (name, value) in fields {
         request = request.header(*name, *value);
@@ -61,7 +61,7 @@ fn request(method: &str, target: &str, fields: &[(&str, &str)], body: &str) -> R
     request.body(Full::new(body.to_owned().into())).unwrap()
 }
 
-async fn ask(client: &Client, request: Request<Full<Bytes>>) -> (hyper::http::response::Parts, String) {
+pub async fn ask(client: &Client, request: Request<Full<Bytes>>) -> (hyper::http::response::Parts, String) {
     let response: Response<Incoming> = client.clone().send_request(request).await.unwrap();
     let (head, body) = response.into_parts();
     let body = body.collect().await.unwrap().to_bytes();

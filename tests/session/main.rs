@@ -13,8 +13,11 @@ mod llm;
 mod logins;
 mod masks;
 mod names;
+mod oauth2;
+mod placeholders;
 mod readings;
 mod refuse;
+mod sigv4;
 mod wild;
 
 use portcullis_tests::Postgres;

@@ -68,13 +68,15 @@ impl TestHouse {
         let holds = HoldStore::new(HoldSettings::default());
         let timer = holds.clone();
         tokio::spawn(async move { timer.run_timer().await });
+        let network = Arc::new(Net::new(Arc::new(RuntimeCa::new(Duration::from_secs(3600))?)));
+        let secrets = Secrets::new(None).dialing(network.clone()).keeping(dir.path().join("tokens"));
         let house = House {
             policies: arc_swap::ArcSwap::from_pointee(policies),
             recorder: Recorder::open(&RecordSettings::new(dir.path().join("record")))?,
             holds,
             sessions,
-            secrets: Arc::new(Secrets::new(None)),
-            network: Arc::new(Net::new(Arc::new(RuntimeCa::new(Duration::from_secs(3600))?))),
+            secrets: Arc::new(secrets),
+            network,
             live: LiveTable::default(),
             memory: Budget::new(limits.memory),
             limits,

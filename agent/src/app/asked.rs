@@ -60,11 +60,13 @@ pub(super) fn sockets(settings: &Settings) -> io::Result<PathBuf> {
 /// that nobody uses.
 pub(super) async fn secret_variables(house: &House, policy: &Policy, variables: &Variables) -> Vec<String> {
     for upstream in policy.upstreams() {
-        if matches!(upstream.credential.source, CredentialSource::File { .. })
-            && let Err(error) = house.secrets.lease(&upstream.credential).await
-        {
-            // No login works with it either.
-            tracing::warn!(upstream = &*upstream.name, %error, "a credential cannot be kept out of environments");
+        for secret in upstream.secrets() {
+            if matches!(secret.source, CredentialSource::File { .. })
+                && let Err(error) = house.secrets.lease(&secret).await
+            {
+                // No login works with it either.
+                tracing::warn!(upstream = &*upstream.name, %error, "a credential cannot be kept out of environments");
+            }
         }
     }
     let known = house.secrets.known();

@@ -120,10 +120,14 @@ async fn serve(settings: Arc<Settings>, policies: crate::policy::PolicySet, plac
     let kernel = Arc::new(open_kernel(place::kernel_settings(&settings, &root), pins, &own, &listeners, &addresses)?);
     let governor = Arc::new(Governor::new(root, own, kernel.clone(), helper.clone()));
 
-    let secrets = Secrets::new(std::env::var_os("CREDENTIALS_DIRECTORY").map(Into::into)).opened_by({
-        let helper = helper.clone();
-        Arc::new(move |path| helper.credential(path))
-    });
+    let network = Arc::new(Net::new(ca));
+    let secrets = Secrets::new(std::env::var_os("CREDENTIALS_DIRECTORY").map(Into::into))
+        .dialing(network.clone())
+        .keeping(settings.state_dir.join("tokens"))
+        .opened_by({
+            let helper = helper.clone();
+            Arc::new(move |path| helper.credential(path))
+        });
     let limits = Limits { memory: settings.limits.memory, ..Limits::default() };
     let house = Arc::new(House {
         policies: ArcSwap::from_pointee(policies),
@@ -131,7 +135,7 @@ async fn serve(settings: Arc<Settings>, policies: crate::policy::PolicySet, plac
         holds,
         sessions,
         secrets: Arc::new(secrets),
-        network: Arc::new(Net::new(ca)),
+        network,
         live: Default::default(),
         memory: Budget::new(limits.memory),
         limits,

@@ -22,6 +22,7 @@ use futures_util::future::BoxFuture;
 
 use crate::{
     policy::TlsSpec,
+    secrets::{DialError, Dialer, Stream},
     session::{Alpn, Asked, BoxIo, Hello, NetError, Network, Secured},
 };
 
@@ -76,4 +77,25 @@ impl Network for Net {
     fn read_hello(&self, io: BoxIo) -> BoxFuture<'_, Result<Box<dyn Hello>, NetError>> {
         Box::pin(tls::read_hello(&self.ca, io))
     }
+}
+
+impl Dialer for Net {
+    fn reach<'a>(
+        &'a self,
+        address: &'a str,
+        host: &'a str,
+        tls: Option<&'a TlsSpec>,
+    ) -> BoxFuture<'a, Result<Box<dyn Stream>, DialError>> {
+        Box::pin(async move {
+            let io: BoxIo = Box::new(dial::dial(&self.names, address).await.map_err(detailed)?);
+            let Some(tls) = tls else { return Ok(Box::new(io) as Box<dyn Stream>) };
+            let secured = self.client.secure(io, host, tls, &[b"http/1.1"]).await.map_err(detailed)?;
+            Ok(Box::new(secured.io) as Box<dyn Stream>)
+        })
+    }
+}
+
+/// For the operator.
+fn detailed(error: NetError) -> DialError {
+    error.into()
 }

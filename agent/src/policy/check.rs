@@ -358,6 +358,7 @@ fn header(source: &Source, span: &Range<usize>) -> Range<usize> {
     span.start..end
 }
 
+mod credentials;
 mod host;
 mod models;
 mod rules;

@@ -9,8 +9,8 @@ use serde::{
 };
 
 use super::{
-    Autonomy, ClientTls, Effect, Filesystem, HoldScope, Inject, Injection, Reviewer, RunAs, Tier, TlsMode,
-    duration::Span, size::Size,
+    Autonomy, ClientAuth, ClientTls, Effect, Filesystem, HoldScope, Inject, Injection, Place, Reviewer, RunAs, Tier,
+    TlsMode, duration::Span, size::Size,
 };
 use crate::action::{Detector, Direction, Inference, MaskWith, Unresolved, Verb};
 
@@ -126,6 +126,9 @@ pub(super) struct Upstream {
     /// `llm`: what to do where a tool's result or a user's text reads like an attempt to give the model other orders: `allow`,
     /// `warn` (default: it is on record) or `block`.
     pub(super) injection: Option<At<Injection>>,
+    /// `http`: texts `PORTCULLIS_SECRET_NAME` in requests, in whose place this upstream is sent a secret, and no other is.
+    #[serde(default)]
+    pub(super) placeholder: Vec<At<Placeholder>>,
 }
 
 /// In any currency, the same everywhere.
@@ -155,6 +158,24 @@ pub(super) struct Budget {
 
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
+pub(super) struct Placeholder {
+    /// What stands behind `PORTCULLIS_SECRET_`: letters, digits and `_`.
+    pub(super) name: At<String>,
+    /// Where the secret comes from.
+    pub(super) source: SecretKind,
+    /// `file`: where it is. A relative path is looked up in `$CREDENTIALS_DIRECTORY`.
+    pub(super) path: Option<At<PathBuf>>,
+    /// `exec`: program and arguments, no shell.
+    pub(super) argv: Option<At<Vec<String>>>,
+    /// `exec`: how long the program may take. Default: `10s`.
+    pub(super) timeout: Option<At<Span>>,
+    /// Where it may stand: `header`, `header:NAME`, `query`, `query:NAME`, `body` (JSON, a form or plain text).
+    #[serde(rename = "in")]
+    pub(super) places: At<Vec<At<Place>>>,
+}
+
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
 pub(super) struct Route {
     /// Globs over `METHOD /path`.
     pub(super) targets: At<Vec<At<String>>>,
@@ -180,17 +201,60 @@ pub(super) struct Tls {
 pub(super) struct Credential {
     /// Where the secret comes from.
     pub(super) source: CredentialKind,
-    /// Login name at the upstream.
+    /// Login name at the upstream; with `sigv4`, the access key's id.
     pub(super) user: Option<At<String>>,
+    /// `file`: where it is. A relative path is looked up in `$CREDENTIALS_DIRECTORY`.
+    pub(super) path: Option<At<PathBuf>>,
+    /// `exec`: program and arguments, no shell.
+    pub(super) argv: Option<At<Vec<String>>>,
+    /// `exec`: how long the program may take; `oauth2`: how long the token endpoint may. Default: `10s`.
+    pub(super) timeout: Option<At<Span>>,
+    /// `oauth2`: URL of the token endpoint: `https`, or `http` on loopback.
+    pub(super) token_url: Option<At<String>>,
+    /// `oauth2`: TLS toward the token endpoint, as `tls` of an upstream. It is always verified.
+    pub(super) token_tls: Option<At<Tls>>,
+    /// `oauth2`: name of the client.
+    pub(super) client_id: Option<At<String>>,
+    /// `oauth2`: secret of the client. A public client has none.
+    pub(super) client_secret: Option<At<Secret>>,
+    /// `oauth2`: how the secret is sent. Default: `client_secret_basic`.
+    pub(super) client_auth: Option<At<ClientAuth>>,
+    /// `oauth2`: the refresh token to begin with. With one, tokens are obtained by it (RFC 6749 section 6), else by the
+    /// client's own credentials (section 4.4).
+    pub(super) refresh_token: Option<At<Secret>>,
+    /// `oauth2`: what is asked for.
+    pub(super) scopes: Option<At<Vec<At<String>>>>,
+    /// `oauth2`: whom the token is for, where the server asks for that.
+    pub(super) audience: Option<At<String>>,
+    /// `http`: where in a request the secret stands: `bearer`, `basic`, `header:NAME`, `query:NAME`, `cookie:NAME`, or
+    /// `sigv4:REGION/SERVICE`: a signature of AWS by it. What the agent has sent there is taken out. Default: `bearer`.
+    pub(super) inject: Option<At<Inject>>,
+    /// `sigv4`: the session token of temporary keys.
+    pub(super) session_token: Option<At<Secret>>,
+}
+
+/// A secret that is a part of something.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Secret {
+    /// Where it comes from.
+    pub(super) source: SecretKind,
     /// `file`: where it is. A relative path is looked up in `$CREDENTIALS_DIRECTORY`.
     pub(super) path: Option<At<PathBuf>>,
     /// `exec`: program and arguments, no shell.
     pub(super) argv: Option<At<Vec<String>>>,
     /// `exec`: how long the program may take. Default: `10s`.
     pub(super) timeout: Option<At<Span>>,
-    /// `http`: where in a request the secret stands: `bearer`, `basic`, `header:NAME`, `query:NAME` or `cookie:NAME`. What
-    /// the agent has sent there is taken out. Default: `bearer`.
-    pub(super) inject: Option<At<Inject>>,
+}
+
+/// A kind of secret source.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum SecretKind {
+    /// The first line of a file.
+    File,
+    /// The output of a program.
+    Exec,
 }
 
 /// A kind of secret source.
@@ -203,6 +267,8 @@ pub(super) enum CredentialKind {
     File,
     /// The output of a program.
     Exec,
+    /// A token that an authorization server gives out.
+    OAuth2,
 }
 
 #[derive(Debug, Deserialize, JsonSchema)]

@@ -7,6 +7,7 @@
 pub mod cases;
 mod check;
 mod compiled;
+mod credential;
 mod decision;
 mod duration;
 mod error;
@@ -23,6 +24,7 @@ mod spec;
 mod when;
 
 pub use compiled::Policy;
+pub use credential::{ClientAuth, OAuth2Spec, PLACEHOLDER, Place, Placeholder, Scheme, SigningScope, TokenEndpoint};
 pub use decision::{Decision, Effect, HoldScope, HoldSpec, Obligations, Reason};
 pub use error::{PolicyError, PolicyErrors};
 pub use explain::{Explanation, HoldExplanation, PartExplanation, RuleExplanation};

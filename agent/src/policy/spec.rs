@@ -4,6 +4,7 @@ use std::{fmt, path::PathBuf, sync::Arc, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
+use super::credential::{OAuth2Spec, Placeholder, SigningScope};
 use crate::action::{Glob, ProtocolId, Verb};
 
 /// Who may decide a hold: `user:alice` or `group:dba`, names of the host's user database.
@@ -110,6 +111,26 @@ pub struct CredentialRef {
     pub source: CredentialSource,
     /// Where in a request it stands; for HTTP only.
     pub inject: Inject,
+    /// What goes with temporary keys of AWS.
+    pub session_token: Option<CredentialSource>,
+}
+
+impl CredentialRef {
+    /// A secret that is no login of its own.
+    pub fn plain(upstream: Arc<str>, source: CredentialSource) -> Self {
+        Self { upstream, user: None, source, inject: Inject::default(), session_token: None }
+    }
+
+    /// Every secret that it is made of.
+    fn secrets(&self) -> Vec<Self> {
+        let part = |source: &CredentialSource| Self::plain(Arc::clone(&self.upstream), source.clone());
+        let mut all: Vec<Self> = match &self.source {
+            CredentialSource::OAuth2(spec) => spec.client_secret.iter().chain(&spec.refresh_token).map(part).collect(),
+            _ => vec![Self { session_token: None, ..self.clone() }],
+        };
+        all.extend(self.session_token.as_ref().map(part));
+        all
+    }
 }
 
 /// Where a credential stands in an HTTP request. Whatever a client sends in this place is taken out.
@@ -128,6 +149,8 @@ pub enum Inject {
     Query(String),
     /// A cookie.
     Cookie(String),
+    /// A signature of AWS, Version 4, over the whole request.
+    SigV4(SigningScope),
 }
 
 /// Header fields that say where a request ends, or whom it is for.
@@ -153,7 +176,12 @@ impl TryFrom<String> for Inject {
             }
             Some(("query", name)) if plain(name) => Ok(Self::Query(name.to_owned())),
             Some(("cookie", name)) if token(name) => Ok(Self::Cookie(name.to_owned())),
-            _ => Err(format!("`bearer`, `basic`, `header:NAME`, `query:NAME` or `cookie:NAME`, not `{text}`")),
+            Some(("sigv4", scope)) => SigningScope::parse(scope)
+                .map(Self::SigV4)
+                .ok_or_else(|| format!("`sigv4:REGION/SERVICE`, such as `sigv4:eu-central-1/s3`, not `{text}`")),
+            _ => Err(format!(
+                "`bearer`, `basic`, `header:NAME`, `query:NAME`, `cookie:NAME` or `sigv4:REGION/SERVICE`, not `{text}`"
+            )),
         }
     }
 }
@@ -166,6 +194,7 @@ impl From<Inject> for String {
             Inject::Header(name) => format!("header:{name}"),
             Inject::Query(name) => format!("query:{name}"),
             Inject::Cookie(name) => format!("cookie:{name}"),
+            Inject::SigV4(scope) => format!("sigv4:{}/{}", scope.region, scope.service),
         }
     }
 }
@@ -188,6 +217,8 @@ pub enum CredentialSource {
         /// How long it may take.
         timeout: Duration,
     },
+    /// A bearer token that an authorization server gives out.
+    OAuth2(Box<OAuth2Spec>),
 }
 
 /// Requests that do something else than their method says.
@@ -238,6 +269,8 @@ pub struct UpstreamSpec {
     pub routes: Vec<Route>,
     /// Of models: prices, budgets, and what to do about injection.
     pub models: ModelSpec,
+    /// Texts in requests of HTTP that stand for a secret.
+    pub placeholders: Vec<Placeholder>,
 }
 
 /// What a policy says of an upstream with models.
@@ -311,6 +344,15 @@ pub enum Injection {
     Warn,
     /// Refuse the request.
     Block,
+}
+
+impl UpstreamSpec {
+    /// Every secret that it names.
+    pub fn secrets(&self) -> Vec<CredentialRef> {
+        let values = self.placeholders.iter().map(|placeholder| placeholder.source.clone());
+        let values = values.map(|source| CredentialRef::plain(Arc::clone(&self.name), source));
+        self.credential.secrets().into_iter().chain(values).collect()
+    }
 }
 
 /// TLS between client and enforcer, on the same host.

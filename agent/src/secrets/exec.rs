@@ -16,7 +16,7 @@ use tokio::{
 use zeroize::Zeroizing;
 
 use super::{Lease, SecretError, SecretFault, SecretSource, VALUE_MAX, value_of};
-use crate::policy::{CredentialRef, CredentialSource};
+use crate::policy::{CredentialRef, CredentialSource, Inject};
 
 /// All that the program sees of an environment.
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -34,9 +34,13 @@ impl SecretSource for ExecSource {
             let CredentialSource::Exec { argv, timeout } = &credential.source else {
                 return Err(SecretError::new(credential, SecretFault::Empty));
             };
-            let answer = run(argv, *timeout).await.and_then(parse);
+            let answer = match credential.inject {
+                // Its JSON is another.
+                Inject::SigV4(_) => run(argv, *timeout).await.and_then(value_of).map(|value| (None, value)),
+                _ => run(argv, *timeout).await.and_then(parse),
+            };
             let (user, password) = answer.map_err(|fault| SecretError::new(credential, fault))?;
-            Ok(Lease { user: user.or_else(|| credential.user.clone()), password: Some(password) })
+            Ok(Lease::lasting(user.or_else(|| credential.user.clone()), Some(password)))
         })
     }
 }

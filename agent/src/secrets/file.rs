@@ -70,7 +70,7 @@ impl SecretSource for FileSource {
                 value_of(read.await.map_err(|_| SecretFault::Empty)??)
             };
             let password = read.await.map_err(|fault| SecretError::new(credential, fault))?;
-            Ok(Lease { user: credential.user.clone(), password: Some(password) })
+            Ok(Lease::lasting(credential.user.clone(), Some(password)))
         })
     }
 }

@@ -1,13 +1,15 @@
 //! Credentials: where they come from, and how long they live here.
 //!
-//! [`Secrets::lease`] fetches a credential for one login and caches nothing, so a rotated secret is used at the next
-//! login. Values are kept in types that are wiped and that no `Debug` shows. Every value that was ever leased also
+//! [`Secrets::lease`] fetches a credential for one login and caches nothing but tokens that have an end (`oauth2`), so a
+//! rotated secret is used at the next login. Values are kept in types that are wiped and that no `Debug` shows. Every value that was ever leased also
 //! becomes a mask ([`Secrets::known`]), so that a backend which gives one back does not tell it to an agent; old ones
 //! stay, because a rotated password may still be valid somewhere. Failure is closed: without a credential there is no
 //! login, and what the agent is told is the same for every cause.
 
+mod aws;
 mod exec;
 pub mod file;
+mod oauth2;
 #[cfg(test)]
 #[expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 mod tests;
@@ -17,13 +19,16 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
+pub use oauth2::{DialError, Dialer, Renewal, Stream, TokenFault};
+
 use arc_swap::ArcSwap;
 use futures_util::future::BoxFuture;
 use secrecy::{ExposeSecret, SecretString};
+use tokio::time::Instant;
 
 use crate::{
     mask::KnownSecrets,
-    policy::{CredentialRef, CredentialSource},
+    policy::{CredentialRef, CredentialSource, Inject, OAuth2Spec},
 };
 
 /// How many values are kept as masks; beyond it the oldest goes.
@@ -41,6 +46,33 @@ pub struct Lease {
     pub user: Option<String>,
     /// Password; `None` where the upstream trusts the name or the client certificate.
     pub password: Option<SecretString>,
+    /// What goes with temporary keys of AWS.
+    pub session_token: Option<SecretString>,
+    /// Until when it is used; `None` for as long as the login that it was fetched for.
+    pub until: Option<Instant>,
+}
+
+impl Lease {
+    /// Of a secret without an end that is known.
+    fn lasting(user: Option<String>, password: Option<SecretString>) -> Self {
+        Self { user, password, session_token: None, until: None }
+    }
+
+    /// Whether it is another's in nothing.
+    pub fn is_same(&self, other: &Self) -> bool {
+        let same = |a: &Option<SecretString>, b: &Option<SecretString>| match (a, b) {
+            (Some(a), Some(b)) => a.expose_secret() == b.expose_secret(),
+            (a, b) => a.is_none() && b.is_none(),
+        };
+        self.user == other.user
+            && same(&self.password, &other.password)
+            && same(&self.session_token, &other.session_token)
+    }
+
+    /// Whether it can be used now.
+    pub fn is_fresh(&self) -> bool {
+        self.until.is_none_or(|until| until > Instant::now())
+    }
 }
 
 /// Something that gives out credentials.
@@ -182,6 +214,26 @@ pub enum SecretFault {
         /// The start of what it wrote to standard error.
         stderr: String,
     },
+    /// There is a secret access key, and nothing says whose.
+    #[error(
+        "nothing names the access key's id: write it as `user`, or let the source give JSON with `AccessKeyId` and \
+         `SecretAccessKey`"
+    )]
+    NoKeyId,
+    /// The answer looks like JSON and is not that of a `credential_process` of AWS.
+    #[error(
+        "the answer starts with `{{` but is not JSON with `AccessKeyId` and `SecretAccessKey`: wrong at line {line}, \
+         column {column}"
+    )]
+    NotAwsJson {
+        /// Line of the first mistake, from 1.
+        line: usize,
+        /// Its column.
+        column: usize,
+    },
+    /// An authorization server gave out no token.
+    #[error(transparent)]
+    Token(Arc<TokenFault>),
     /// The program took too long and was killed.
     #[error("`{program}` did not end within {} ms and was killed", limit.as_millis())]
     TimedOut {
@@ -200,8 +252,14 @@ fn said(stderr: &str) -> String {
 pub struct Secrets {
     file: file::FileSource,
     exec: exec::ExecSource,
+    tokens: oauth2::Tokens,
+    known: Arc<Known>,
+}
+
+/// Every value that must be masked.
+struct Known {
     values: Mutex<Values>,
-    known: ArcSwap<KnownSecrets>,
+    masks: ArcSwap<KnownSecrets>,
 }
 
 /// Values leased so far, with the number of their last lease.
@@ -223,9 +281,20 @@ impl Secrets {
         Self {
             file: file::FileSource::new(directory),
             exec: exec::ExecSource,
-            values: Mutex::default(),
-            known: ArcSwap::from_pointee(KnownSecrets::empty()),
+            tokens: oauth2::Tokens::default(),
+            known: Arc::new(Known { values: Mutex::default(), masks: ArcSwap::from_pointee(KnownSecrets::empty()) }),
         }
+    }
+
+    /// Has tokens fetched by way of `dialer`. Without one, there are none.
+    pub fn dialing(self, dialer: Arc<dyn Dialer>) -> Self {
+        Self { tokens: self.tokens.dialing(dialer), ..self }
+    }
+
+    /// Keeps refresh tokens that a server has replaced in a folder, which is made when the first one is. Without one, they
+    /// end with this process.
+    pub fn keeping(self, directory: PathBuf) -> Self {
+        Self { tokens: self.tokens.keeping(directory), ..self }
     }
 
     /// Has another open the files that the daemon's user may not read.
@@ -235,23 +304,77 @@ impl Secrets {
 
     /// Fetches the credential for one login.
     pub async fn lease(&self, credential: &CredentialRef) -> Result<Lease, SecretError> {
-        let source: &dyn SecretSource = match credential.source {
-            CredentialSource::None => return Ok(Lease { user: credential.user.clone(), password: None }),
-            CredentialSource::File { .. } => &self.file,
-            CredentialSource::Exec { .. } => &self.exec,
-        };
-        let lease = source.lease(credential).await?;
-        if let Some(password) = &lease.password {
-            self.learn(password);
+        match &credential.source {
+            CredentialSource::None => Ok(Lease::lasting(credential.user.clone(), None)),
+            CredentialSource::OAuth2(spec) => self.token(credential, spec).await,
+            CredentialSource::File { .. } => self.fetched(&self.file, credential).await,
+            CredentialSource::Exec { .. } => self.fetched(&self.exec, credential).await,
         }
+    }
+
+    /// Says that an upstream did not take a credential. The next lease is another one, if there may be another.
+    pub async fn rejected(&self, credential: &CredentialRef, lease: &Lease) -> Renewal {
+        match (&credential.source, &lease.password) {
+            (CredentialSource::OAuth2(spec), Some(token)) => self.tokens.rejected(spec, token).await,
+            (_, Some(_)) => Renewal::Expected,
+            (_, None) => Renewal::Useless,
+        }
+    }
+
+    async fn fetched(&self, source: &dyn SecretSource, credential: &CredentialRef) -> Result<Lease, SecretError> {
+        let mut lease = source.lease(credential).await?;
+        if let Inject::SigV4(_) = &credential.inject {
+            aws::read(&mut lease).map_err(|fault| SecretError::new(credential, fault))?;
+        }
+        if let Some(token) = &credential.session_token {
+            let part = CredentialRef::plain(Arc::clone(&credential.upstream), token.clone());
+            lease.session_token = self.part(&part).await?;
+        }
+        lease.password.iter().chain(&lease.session_token).for_each(|value| self.known.learn(value));
         Ok(lease)
+    }
+
+    async fn token(&self, credential: &CredentialRef, spec: &OAuth2Spec) -> Result<Lease, SecretError> {
+        let failed = |fault| SecretError::new(credential, SecretFault::Token(fault));
+        let token = match self.tokens.find(spec).await.map_err(failed)? {
+            oauth2::Found::Token(token) => token,
+            oauth2::Found::Turn(turn) => {
+                let mut parts = [&spec.client_secret, &spec.refresh_token].map(|_| None);
+                for (part, source) in parts.iter_mut().zip([&spec.client_secret, &spec.refresh_token]) {
+                    if let Some(source) = source {
+                        let source = CredentialRef::plain(Arc::clone(&credential.upstream), source.clone());
+                        *part = self.part(&source).await?;
+                        part.iter().for_each(|value| self.known.learn(value));
+                    }
+                }
+                let [client, refresh] = parts;
+                let secrets = oauth2::Secrets { client, refresh };
+                self.tokens.fetch(turn, spec, secrets, Arc::clone(&self.known)).await.map_err(failed)?
+            }
+        };
+        self.known.learn(&token.value);
+        Ok(Lease { until: Some(token.until), ..Lease::lasting(None, Some(token.value)) })
+    }
+
+    /// A secret that is a part of a credential.
+    async fn part(&self, part: &CredentialRef) -> Result<Option<SecretString>, SecretError> {
+        let lease = match &part.source {
+            CredentialSource::File { .. } => self.file.lease(part).await?,
+            CredentialSource::Exec { .. } => self.exec.lease(part).await?,
+            CredentialSource::None | CredentialSource::OAuth2(_) => {
+                return Err(SecretError::new(part, SecretFault::Empty));
+            }
+        };
+        Ok(lease.password)
     }
 
     /// Every value leased so far, as a mask. Take it anew for each answer: it grows.
     pub fn known(&self) -> Arc<KnownSecrets> {
-        self.known.load_full()
+        self.known.masks.load_full()
     }
+}
 
+impl Known {
     fn learn(&self, value: &SecretString) {
         let mut values = self.values.lock().unwrap_or_else(PoisonError::into_inner);
         values.leases += 1;
@@ -267,7 +390,7 @@ impl Secrets {
         }
         values.by_value.push((now, value.clone()));
         let known = KnownSecrets::new(values.by_value.iter().map(|(_, v)| v.expose_secret().as_bytes()));
-        self.known.store(Arc::new(known));
+        self.masks.store(Arc::new(known));
     }
 }
 

@@ -12,7 +12,7 @@ use crate::{
 };
 
 fn credential(source: CredentialSource) -> CredentialRef {
-    CredentialRef { upstream: "orders".into(), user: Some("reader".into()), source, inject: Inject::default() }
+    CredentialRef { user: Some("reader".into()), ..CredentialRef::plain("orders".into(), source) }
 }
 
 fn file(path: impl Into<PathBuf>) -> CredentialRef {
@@ -53,7 +53,7 @@ async fn a_file_is_read_anew_for_each_login() {
     let path = dir.path().join("orders");
     let secrets = Secrets::new(Some(dir.path().to_owned()));
     for (bytes, value) in [
-        ("one", "one"),
+        ("first", "first"),
         ("two\n", "two"),
         ("three\r\n", "three"),
         (" f our \n\n", " f our \n"),
@@ -259,16 +259,58 @@ fn of_very_many_values_the_least_recent_goes() {
     let value = |n: usize| SecretString::from(format!("<password-{n}>"));
     // Learning is quadratic in the number of values, which is small in life; here only the last ones are built.
     {
-        let mut values = secrets.values.lock().unwrap();
+        let mut values = secrets.known.values.lock().unwrap();
         values.by_value = (0..KNOWN_MAX).map(|n| (n as u64 + 1, value(n))).collect();
         values.leases = KNOWN_MAX as u64;
     }
-    secrets.learn(&value(0));
-    secrets.learn(&value(KNOWN_MAX));
+    secrets.known.learn(&value(0));
+    secrets.known.learn(&value(KNOWN_MAX));
     let found = |n: usize| {
         let text = value(n).expose_secret().to_owned();
         MaskSet::none().scrub(text.as_bytes(), &secrets.known(), &mut Hits::default()) != Masked::Unchanged
     };
     assert!(found(0) && found(2) && found(KNOWN_MAX) && !found(1));
-    assert_eq!(secrets.values.lock().unwrap().by_value.len(), KNOWN_MAX);
+    assert_eq!(secrets.known.values.lock().unwrap().by_value.len(), KNOWN_MAX);
+}
+
+fn sigv4(path: &Path, user: Option<&str>) -> CredentialRef {
+    let inject = Inject::try_from("sigv4:eu-central-1/s3".to_owned()).unwrap();
+    CredentialRef { user: user.map(Into::into), inject, ..file(path) }
+}
+
+#[tokio::test]
+async fn keys_of_aws_come_one_by_one_or_as_its_programs_give_them() {
+    let dir = tempfile::tempdir().unwrap();
+    let (path, token) = (dir.path().join("key"), dir.path().join("token"));
+    let secrets = Secrets::new(None);
+    write(&path, "the-secret-key\n", 0o600);
+    write(&token, "the-session-token\n", 0o600);
+    let token = CredentialSource::File { path: token };
+    let credential = CredentialRef { session_token: Some(token), ..sigv4(&path, Some("AKIAONE")) };
+    let lease = secrets.lease(&credential).await.unwrap();
+    let session = |lease: &Lease| lease.session_token.as_ref().map(|token| token.expose_secret().to_owned());
+    assert_eq!((lease.user.as_deref(), password(&lease)), (Some("AKIAONE"), "the-secret-key"));
+    assert_eq!(session(&lease).as_deref(), Some("the-session-token"));
+    assert!(secrets.known().are_in(b"the-session-token"));
+    assert!(matches!(fault(&secrets, &sigv4(&path, None)).await.0, SecretFault::NoKeyId));
+    // As `credential_process` has it, from a file or a program.
+    let json = r#"{"Version": 1, "AccessKeyId": "ASIATWO", "SecretAccessKey": "another/key", "SessionToken": "another-token",
+                   "Expiration": "2124-01-01T00:00:00Z"}"#;
+    write(&path, json, 0o600);
+    let program = CredentialRef { user: None, ..exec(&["/bin/cat", path.to_str().unwrap()]) };
+    for credential in [sigv4(&path, None), CredentialRef { inject: sigv4(&path, None).inject, ..program }] {
+        let secrets = Secrets::new(None);
+        let lease = secrets.lease(&credential).await.unwrap();
+        assert_eq!((lease.user.as_deref(), password(&lease)), (Some("ASIATWO"), "another/key"));
+        assert_eq!(session(&lease).as_deref(), Some("another-token"));
+        assert!(lease.is_fresh() && lease.until.is_some());
+        assert!(secrets.known().are_in(b"another/key") && secrets.known().are_in(b"another-token"));
+    }
+    write(&path, json.replace("2124", "2024"), 0o600);
+    assert!(!secrets.lease(&sigv4(&path, None)).await.unwrap().is_fresh());
+    for wrong in ["{", "{}", r#"{"AccessKeyId": 1, "SecretAccessKey": "hidden"}"#] {
+        write(&path, wrong, 0o600);
+        let (fault, detail) = fault(&secrets, &sigv4(&path, None)).await;
+        assert!(matches!(fault, SecretFault::NotAwsJson { .. }) && !detail.contains("hidden"), "{wrong}: {detail}");
+    }
 }

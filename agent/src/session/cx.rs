@@ -144,6 +144,18 @@ impl ConnectionCx {
         self.policy.load().policy.asks_body(&self.upstream)
     }
 
+    /// Whether the policy in force has placeholders for secrets, of this upstream or another.
+    pub fn has_placeholders(&self) -> bool {
+        !self.upstream.placeholders.is_empty()
+            || self.policy.load().policy.upstreams().iter().any(|upstream| !upstream.placeholders.is_empty())
+    }
+
+    /// Whether a placeholder of this name belongs to some upstream of the policy in force.
+    pub fn is_placeholder(&self, name: &str) -> bool {
+        let policy = self.policy.load();
+        policy.policy.upstreams().iter().any(|upstream| upstream.placeholders.iter().any(|known| &*known.name == name))
+    }
+
     /// Asks the policy in force. A session that is over may do nothing more.
     pub fn decide(&self, action: &Action) -> Decision {
         self.over().unwrap_or_else(|| self.policy.load().policy.decide(&self.subject, self.resource(), action))

@@ -34,7 +34,7 @@ use crate::{
     control::peer::Peer,
     identity,
     net::namespace::{Namespace, NamespaceId},
-    policy::{CredentialSource, Policy, PolicySet, UpstreamSpec},
+    policy::{CredentialRef, CredentialSource, Policy, PolicySet},
     secrets,
 };
 
@@ -376,13 +376,13 @@ impl Serving {
     /// Of those that the policies name, by whatever they name them.
     fn credential(&self, path: &Path) -> Result<File, Failed> {
         let named = self.policies.iter().flat_map(|set| set.policies()).flat_map(|policy| policy.upstreams());
-        let is_it = |upstream: &UpstreamSpec| match &upstream.credential.source {
+        let is_it = |secret: CredentialRef| match &secret.source {
             CredentialSource::File { path: file } => {
                 secrets::file::resolve(self.setup.credentials.as_deref(), file).is_ok_and(|file| file == path)
             }
             _ => false,
         };
-        if !named.into_iter().any(|upstream| is_it(upstream)) {
+        if !named.into_iter().any(|upstream| upstream.secrets().into_iter().any(is_it)) {
             return Err(Failed::new(format!("no policy names {} as a credential", path.display())));
         }
         secrets::file::open(path).map_err(|error| Failed::new(format!("cannot open {}: {error}", path.display())))

@@ -9,8 +9,8 @@ use std::{
 };
 
 use super::{
-    At, Checker, CredentialKind, CredentialRef, CredentialSource, DEFAULT_EXEC_TIMEOUT, Inject, ProtocolId, TlsMode,
-    TlsSpec, UpstreamSpec, Verb, file,
+    At, Checker, CredentialKind, CredentialRef, CredentialSource, Inject, ProtocolId, TlsMode, TlsSpec, UpstreamSpec,
+    Verb, credentials::Needed, file,
 };
 use crate::policy::Route;
 
@@ -59,6 +59,7 @@ impl Checker<'_> {
             credential: self.credential(&upstream.name.value, protocol, upstream.credential.as_ref()),
             routes: self.routes(protocol, &upstream.route),
             models: self.models(protocol, upstream),
+            placeholders: self.placeholders(protocol, &upstream.placeholder),
         }
     }
 
@@ -96,7 +97,7 @@ impl Checker<'_> {
         each
     }
 
-    fn tls(&mut self, tls: Option<&At<file::Tls>>) -> TlsSpec {
+    pub(super) fn tls(&mut self, tls: Option<&At<file::Tls>>) -> TlsSpec {
         let Some(At { span, value: tls }) = tls else {
             return TlsSpec { mode: TlsMode::VerifyFull, ca: None, client: None };
         };
@@ -128,49 +129,34 @@ impl Checker<'_> {
         protocol: ProtocolId,
         credential: Option<&At<file::Credential>>,
     ) -> CredentialRef {
-        let (source, inject) = (CredentialSource::None, Inject::default());
-        let none = CredentialRef { upstream: upstream.into(), user: None, source, inject };
+        let none = CredentialRef::plain(upstream.into(), CredentialSource::None);
         let Some(At { span, value: credential }) = credential else { return none };
         self.inject(protocol, span, credential);
         if let Some(user) = &credential.user {
             self.sentence(user, "the user");
         }
         let kind = credential.source;
-        let keys = [
-            ("path", credential.path.as_ref().map(|key| &key.span), CredentialKind::File),
-            ("argv", credential.argv.as_ref().map(|key| &key.span), CredentialKind::Exec),
-            ("timeout", credential.timeout.as_ref().map(|key| &key.span), CredentialKind::Exec),
-        ];
-        for (key, at, of) in keys {
-            match at {
-                Some(at) if of != kind => {
-                    let help = if of == CredentialKind::File { "it is for `file`" } else { "it is for `exec`" };
-                    self.hinted(at, format!("`{key}` means nothing with this source"), help);
-                }
-                None if of == kind && key != "timeout" => {
-                    self.error(span, format!("this source needs `{key}`"));
-                }
-                _ => {}
-            }
-        }
+        let timed = if kind == CredentialKind::OAuth2 { kind } else { CredentialKind::Exec };
+        self.keys_of(
+            span,
+            kind,
+            &[
+                ("path", credential.path.as_ref().map(|key| &key.span), CredentialKind::File, Needed::Always),
+                ("argv", credential.argv.as_ref().map(|key| &key.span), CredentialKind::Exec, Needed::Always),
+                ("timeout", credential.timeout.as_ref().map(|key| &key.span), timed, Needed::Never),
+            ],
+        );
+        self.oauth2_keys(span, credential);
         let source = match kind {
             CredentialKind::None => CredentialSource::None,
-            CredentialKind::File => {
-                let path = credential.path.as_ref().map(|path| self.secret_path(path)).unwrap_or_default();
-                CredentialSource::File { path }
-            }
-            CredentialKind::Exec => {
-                if let Some(argv) = &credential.argv {
-                    self.argv(argv);
-                }
-                CredentialSource::Exec {
-                    argv: credential.argv.as_ref().map(|argv| argv.value.clone()).unwrap_or_default(),
-                    timeout: credential.timeout.as_ref().map_or(DEFAULT_EXEC_TIMEOUT, |timeout| timeout.value.0),
-                }
-            }
+            CredentialKind::File => self.file_source(credential.path.as_ref()),
+            CredentialKind::Exec => self.exec_source(credential.argv.as_ref(), credential.timeout.as_ref()),
+            CredentialKind::OAuth2 => self.oauth2(protocol, span, credential),
         };
         let inject = credential.inject.as_ref().map(|inject| inject.value.clone()).unwrap_or_default();
-        CredentialRef { user: credential.user.as_ref().map(|user| user.value.clone()), source, inject, ..none }
+        let session_token = self.session_token(&inject, credential);
+        let user = credential.user.as_ref().map(|user| user.value.clone());
+        CredentialRef { user, source, inject, session_token, ..none }
     }
 
     /// Where an HTTP request carries the secret.
@@ -179,18 +165,27 @@ impl Checker<'_> {
             self.hinted(&inject.span, format!("`inject` means nothing with `{protocol}`"), "it is for `http`");
         }
         let basic = credential.inject.as_ref().is_some_and(|inject| inject.value == Inject::Basic);
+        let signs = credential.inject.as_ref().is_some_and(|inject| matches!(inject.value, Inject::SigV4(_)));
         match &credential.user {
+            _ if (basic || signs) && credential.source == CredentialKind::OAuth2 => {
+                self.error(span, "a token of `oauth2` does not go with `basic` or `sigv4`: use `bearer`")
+            }
             // A program may tell it.
             None if basic && credential.source != CredentialKind::Exec => self.error(span, "`basic` needs a `user`"),
             Some(user) if basic && user.value.contains(':') => self.error(&user.span, "a user of `basic` has no `:`"),
-            Some(user) if protocol.is_http() && !basic => {
-                self.error(&user.span, "an HTTP request carries a user only with `inject = \"basic\"`")
+            // An access key's id stands in a list in the field.
+            Some(user) if signs && !user.value.bytes().all(|b| b.is_ascii_alphanumeric()) => {
+                self.error(&user.span, "an access key's id has letters and digits only")
             }
+            Some(user) if protocol.is_http() && !basic && !signs => self.error(
+                &user.span,
+                "an HTTP request carries a user only with `inject = \"basic\"`, or as an access key's id with `sigv4`",
+            ),
             _ => return,
         };
     }
 
-    fn argv(&mut self, argv: &At<Vec<String>>) {
+    pub(super) fn argv(&mut self, argv: &At<Vec<String>>) {
         match argv.value.first() {
             None => self.hinted(&argv.span, "`argv` is an empty list", "name a program by its absolute path"),
             Some(program) if !program.starts_with('/') => {
@@ -204,7 +199,7 @@ impl Checker<'_> {
     }
 
     /// A secret's path, absolute or below `$CREDENTIALS_DIRECTORY`.
-    fn secret_path(&mut self, path: &At<PathBuf>) -> PathBuf {
+    pub(super) fn secret_path(&mut self, path: &At<PathBuf>) -> PathBuf {
         let climbs = path.value.components().any(|part| part == Component::ParentDir);
         if path.value.as_os_str().is_empty() {
             self.error(&path.span, "the path is empty");

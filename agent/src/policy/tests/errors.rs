@@ -192,6 +192,7 @@ fn each_kind_of_mistake_is_refused() {
         ("[[mask]]\njson = [\"a\"]\nwith = \"null\"".into(), "`json` is for upstreams of the protocol `http`"),
         ("credential = { source = \"none\", inject = \"bearer\" }".into(), "`inject` means nothing with `postgres`"),
         ("credential = { source = \"none\", inject = \"body\" }".into(), "`bearer`, `basic`, `header:NAME`"),
+        ("credential = { source = \"none\", token_url = \"https://x/\" }".into(), "`token_url` means nothing"),
         (rule("effect = \"allow\"\nwhen = \"http.methd == 'GET'\""), "unknown fact of `http`: `methd`"),
         ("[workload]".into(), "duplicate key"),
         ("[[rule".into(), "unclosed"),
@@ -434,6 +435,26 @@ fn each_kind_of_mistake_about_http_is_refused() {
             "an HTTP request carries a user only",
         ),
         (
+            format!("{api}credential = {{ source = \"file\", path = \"x\", inject = \"sigv4\" }}"),
+            "`sigv4:REGION/SERVICE`",
+        ),
+        (
+            format!("{api}credential = {{ source = \"file\", path = \"x\", inject = \"sigv4:eu-1/S 3\" }}"),
+            "`sigv4:REGION/SERVICE`, such as",
+        ),
+        (
+            format!(
+                "{api}credential = {{ source = \"file\", path = \"x\", user = \"A/B\", inject = \"sigv4:eu-1/s3\" }}"
+            ),
+            "an access key's id has letters and digits only",
+        ),
+        (
+            format!(
+                "{api}credential = {{ source = \"file\", path = \"x\", session_token = {{ source = \"file\", path = \"y\" }} }}"
+            ),
+            "`session_token` means nothing here",
+        ),
+        (
             format!("{api}[[mask]]\nupstream = \"api\"\ncolumns = [\"a\"]\nwith = \"null\""),
             "`columns` is for upstreams",
         ),
@@ -457,4 +478,84 @@ fn each_kind_of_mistake_about_http_is_refused() {
     ] {
         load(&format!("{HEAD}{fine}"));
     }
+}
+
+#[test]
+fn each_kind_of_mistake_about_tokens_is_refused() {
+    let api = "[[upstream]]\nname = \"api\"\nprotocol = \"http\"\naddress = \"api:443\"\n";
+    let token = |rest: &str| format!("{api}[upstream.credential]\nsource = \"oauth2\"\n{rest}\n");
+    let (url, id) = ("token_url = \"https://login.example/token\"\n", "client_id = \"bot\"\n");
+    let secret = "client_secret = { source = \"file\", path = \"x\" }\n";
+    for (rest, message) in [
+        (token(&format!("{id}{secret}")), "this source needs `token_url`"),
+        (token(&format!("{url}{secret}")), "this source needs `client_id`"),
+        (token(&format!("{url}{id}")), "nothing here shows who the client is"),
+        (token(&format!("{url}{id}{secret}path = \"x\"")), "`path` means nothing with this source"),
+        (token(&format!("{url}{id}{secret}inject = \"basic\"")), "does not go with `basic`"),
+        (token(&format!("{url}{id}{secret}scopes = [\"a b\"]")), "this is no scope"),
+        (token(&format!("{url}{id}{secret}scopes = []")), "`scopes` is an empty list"),
+        (token(&format!("{url}{id}{secret}token_tls = {{ mode = \"require\" }}")), "its certificate must be checked"),
+        (token(&format!("{url}{id}{secret}client_auth = \"basic\"")), "unknown value `basic`"),
+        (token(&format!("{url}{id}client_secret = {{ source = \"file\" }}")), "this source needs `path`"),
+        (
+            token(&format!(
+                "{url}{id}refresh_token = {{ source = \"file\", path = \"x\" }}\nclient_secret = {{ source = \"none\" }}"
+            )),
+            "unknown value `none`",
+        ),
+        (token(&format!("{id}{secret}token_url = \"http://login.example/\"")), "it must be `https`"),
+        (token(&format!("{id}{secret}token_url = \"login.example\"")), "it does not begin with `https://`"),
+        (
+            token(&format!(
+                "{url}{id}client_auth = \"client_secret_post\"\nrefresh_token = {{ source = \"file\", path = \"x\" }}"
+            )),
+            "a client without a secret has nothing to send",
+        ),
+        (
+            token(&format!("{id}{secret}token_url = \"http://[::1]:8080/t\"\ntoken_tls = {{ ca = \"/x\" }}")),
+            "`token_tls` means nothing with `http`",
+        ),
+    ] {
+        let found = lines(&rest);
+        assert_eq!(found.len(), 1, "{rest}: {found:#?}");
+        assert!(found[0].contains(message), "{rest}: {found:#?}");
+    }
+    for fine in [
+        token(&format!("{url}{id}{secret}scopes = [\"a:b\", \"https://x/y\"]\naudience = \"z\"\ntimeout = \"5s\"")),
+        token(&format!("{url}{id}refresh_token = {{ source = \"exec\", argv = [\"/bin/x\"], timeout = \"1s\" }}")),
+        token(&format!("{url}{id}{secret}inject = \"header:X-Token\"")),
+    ] {
+        load(&format!("{HEAD}{fine}"));
+    }
+}
+
+#[test]
+fn each_kind_of_mistake_about_placeholders_is_refused() {
+    let api = "[[upstream]]\nname = \"api\"\nprotocol = \"http\"\naddress = \"api:443\"\n";
+    let one = |rest: &str| format!("{api}[[upstream.placeholder]]\nsource = \"file\"\npath = \"x\"\n{rest}\n");
+    for (rest, message) in [
+        (one("name = \"a-b\"\nin = [\"header\"]"), "`a-b` cannot be the name of a placeholder"),
+        (one("name = \"\"\nin = [\"header\"]"), "`` cannot be the name of a placeholder"),
+        (one("name = \"PORTCULLIS_SECRET_a\"\nin = [\"header\"]"), "this is the whole placeholder"),
+        (one("name = \"a\"\nin = []"), "a placeholder that may stand nowhere"),
+        (one("name = \"a\"\nin = [\"path\"]"), "`header`, `header:NAME`, `query`"),
+        (one("name = \"a\"\nin = [\"body\"]\nargv = [\"/x\"]"), "`argv` means nothing with this source"),
+        (
+            format!(
+                "{}{}",
+                one("name = \"a\"\nin = [\"body\"]"),
+                one("name = \"a\"\nin = [\"body\"]").trim_start_matches(api)
+            ),
+            "two placeholders of this upstream are named `a`",
+        ),
+        (
+            one("name = \"a\"\nin = [\"body\"]").replace("\"http\"", "\"postgres\""),
+            "only requests of HTTP have placeholders",
+        ),
+    ] {
+        let found = lines(&rest);
+        assert_eq!(found.len(), 1, "{rest}: {found:#?}");
+        assert!(found[0].contains(message), "{rest}: {found:#?}");
+    }
+    load(&format!("{HEAD}{}", one("name = \"a_1\"\nin = [\"header:X-Key\", \"query\", \"query:k\", \"body\"]")));
 }

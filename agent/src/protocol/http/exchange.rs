@@ -1,7 +1,10 @@
 //! One request: whom it is for, what the gate says, and what comes back.
 
 use std::{
-    sync::{Arc, OnceLock},
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Instant,
 };
 
@@ -16,11 +19,12 @@ use super::{
     guarded::Wrong,
     lens::Lens,
     outgoing::{self, Outgoing},
+    placeholder::{self, Watched},
     request::{self, Request, RequestError},
     respond::respond,
     serve::hosts,
-    strict,
-    upstream::{Sends, Upstream, UpstreamError, Version},
+    sigv4, strict,
+    upstream::{Judged, Sends, Upstream, UpstreamError, Version},
 };
 use crate::{
     action::{Action, Body, ProtocolId, Target},
@@ -95,9 +99,10 @@ impl Connection {
                 self.refuse(Problem::new(StatusCode::MISDIRECTED_REQUEST, "Misdirected request", text), "http host")
                     .await
             }
-            Err(error @ RequestError::Upgrade) => {
+            Err(error @ (RequestError::Upgrade | RequestError::Pieces)) => {
+                let rule = if error == RequestError::Upgrade { "http upgrade" } else { "http signature" };
                 let problem = Problem::new(StatusCode::NOT_IMPLEMENTED, "Not implemented", error.to_string());
-                self.refuse(problem, "http upgrade").await
+                self.refuse(problem, rule).await
             }
             Err(error) => self.refuse(Problem::bad_request(error.to_string()), "http request").await,
         }
@@ -162,12 +167,16 @@ impl Connection {
         };
         let command = match &sends {
             Sends::All(bytes) => request.command(Some(bytes)),
-            Sends::Nothing | Sends::Streams(_) => request.command(None),
+            Sends::Nothing | Sends::Streams(_) | Sends::Watched(_) => request.command(None),
         };
-        let judged = command.bytes.clone();
+        let placeholders = match placeholder::check(&self.cx, &request, sends.bytes()) {
+            Ok(placeholders) => placeholders,
+            Err(misplaced) => return self.misplaced(command, &misplaced).await,
+        };
+        let bytes = command.bytes.clone();
         let (answer, hold) = match self.gate.begin(command) {
             Begun::Ready(answer) => (answer, None),
-            Begun::Wait { hold: Some(_), .. } if matches!(sends, Sends::Streams(_)) => {
+            Begun::Wait { hold: Some(_), .. } if matches!(sends, Sends::Streams(_) | Sends::Watched(_)) => {
                 // The policy changed since it was asked. Nobody can approve what was not read.
                 let detail = "the policy changed while this was judged: send it again";
                 let problem = Problem::new(StatusCode::SERVICE_UNAVAILABLE, "Try again", detail);
@@ -184,7 +193,9 @@ impl Connection {
             return Err(Box::new(problem));
         }
         let watch = taken.map(|taken| taken.watch(started));
-        let sent = self.upstream.send(&self.cx, address, permit, &request, &judged, sends).await;
+        let (found, sends) = self.watch(sends);
+        let judged = Judged { request: &request, bytes: &bytes, placeholders: &placeholders };
+        let sent = self.upstream.send(&self.cx, address, permit, judged, sends).await;
         match sent {
             Ok((response, keep)) => {
                 let report = Report::new(Arc::clone(&self.cx), seq, response.status(), started);
@@ -199,6 +210,10 @@ impl Connection {
                 };
                 tracing::warn!(upstream = %self.cx.upstream.name, connection = self.cx.id, error = detail, "no response");
                 let problem = match error {
+                    _ if found.load(Ordering::Relaxed) => {
+                        let text = placeholder::Misplaced::Body.to_string();
+                        Problem::new(StatusCode::FORBIDDEN, "Refused by policy", text)
+                    }
                     UpstreamError::Network(NetError::Timeout) => {
                         Problem::new(StatusCode::GATEWAY_TIMEOUT, "Gateway timeout", error.to_string())
                     }
@@ -208,6 +223,31 @@ impl Connection {
                 report.watched(watch).end(Some(&problem.detail));
                 Err(Box::new(problem))
             }
+        }
+    }
+
+    /// Refuses a request with a placeholder that must not be there, and records all of it.
+    async fn misplaced(&self, command: Command, misplaced: &placeholder::Misplaced) -> Answered {
+        let detail = misplaced.to_string();
+        let problem = Problem {
+            rule: Some(placeholder::RULE.to_owned()),
+            ..Problem::new(StatusCode::FORBIDDEN, "Refused by policy", detail.clone())
+        };
+        if let Begun::Wait { answer, .. } = self.gate.refuse_by_protocol(command, placeholder::RULE, detail) {
+            let _ = answer.await;
+        }
+        Err(Box::new(problem))
+    }
+
+    /// Has a body that streams looked through for placeholders, where the policy has any.
+    fn watch(&self, sends: Sends) -> (Arc<AtomicBool>, Sends) {
+        let found = Arc::<AtomicBool>::default();
+        match sends {
+            Sends::Streams(body) if self.cx.has_placeholders() => {
+                let watched = Watched::new(body, &self.cx, &found);
+                (found, Sends::Watched(watched))
+            }
+            sends => (found, sends),
         }
     }
 
@@ -229,7 +269,13 @@ impl Connection {
         }
         request.set_body(Body::Pending);
         // A stream of calls may wait for answers before it ends. Whatever a rule asks of its body has no answer.
-        let asked = whole || outgoing.is_some() || (self.cx.asks_body() && !is_grpc(&request.headers));
+        let filled = placeholder::fills_body(&self.cx, &request.headers)
+            && body.size_hint().lower() <= self.cx.limits().command as u64;
+        let asked = whole
+            || outgoing.is_some()
+            || filled
+            || sigv4::needs_body(&self.cx.upstream)
+            || (self.cx.asks_body() && !is_grpc(&request.headers));
         if !asked && !matches!(self.cx.decide(&request.action()), Decision::Hold(_)) {
             // A body that no rule asks for is none that a rule could have been told of.
             request.set_body(Body::Unknown);
@@ -244,11 +290,12 @@ impl Connection {
         Ok((Sends::All(bytes), hits.of_request(), charge))
     }
 
-    /// Reads all of a body, for a rule or a reviewer.
+    /// Reads all of a body, for a rule, a reviewer or a signature.
     async fn read(&self, mut body: Incoming) -> Result<(Bytes, Charge), Problem> {
         let limit = self.cx.limits().command;
         let too_large = || {
-            let detail = format!("a rule needs the whole body, and it is over {limit} bytes");
+            let who = if sigv4::needs_body(&self.cx.upstream) { "the signature" } else { "a rule" };
+            let detail = format!("{who} needs the whole body, and it is over {limit} bytes");
             Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "Content too large", detail)
         };
         // What is told to be too large is not waited for.

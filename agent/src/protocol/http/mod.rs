@@ -5,6 +5,7 @@
 //! Targets are `METHOD /path`; verbs follow the method (GET, HEAD, OPTIONS read; POST, PUT, PATCH write; DELETE deletes;
 //! others are unknown). A path is judged in every way in which servers may read it (`path`), and sent in its normal form.
 //! The credential goes in on the way upstream, in the place that the policy says; what the client has there is taken out.
+//! It may be a signature over the request (`sigv4`), and placeholders of the client's own choice (`placeholder`).
 //!
 //! Refused: requests with more than one reading (`guard`, `strict`), names that are not the upstream's in SNI or Host,
 //! CONNECT, upgrades (WebSocket, h2c), responses in encodings that are not known, request fields that send a request
@@ -19,6 +20,7 @@
 
 mod body;
 mod coding;
+mod credential;
 mod deny;
 mod exchange;
 pub mod fuzz;
@@ -28,9 +30,11 @@ mod lens;
 mod masker;
 mod outgoing;
 mod path;
+mod placeholder;
 mod request;
 mod respond;
 mod serve;
+mod sigv4;
 mod strict;
 mod upstream;
 

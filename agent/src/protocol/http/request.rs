@@ -14,10 +14,11 @@ use smallvec::SmallVec;
 use super::{
     coding,
     path::{self, PathError},
+    sigv4,
 };
 use crate::{
     action::{Action, Body, Clarity, Facts, HttpFacts, LlmFacts, Part, ProtocolId, Target, Verb},
-    policy::{CredentialRef, CredentialSource, Inject, Route},
+    policy::{CredentialRef, CredentialSource, Inject, PLACEHOLDER, Route},
     session::{Command, Lasting, Standing},
 };
 
@@ -57,6 +58,12 @@ pub enum RequestError {
     /// It would be read as one for another path or host.
     #[error("the request has a field that sends it to another path or host: {0}")]
     Reroutes(&'static str),
+    /// Its body is signed by the client, piece by piece.
+    #[error(
+        "the body is signed piece by piece (aws-chunked), and requests are signed anew here: send it whole, in boto3 and \
+         the AWS CLI with AWS_REQUEST_CHECKSUM_CALCULATION=when_required"
+    )]
+    Pieces,
 }
 
 /// A request, as it is judged and sent.
@@ -101,6 +108,9 @@ impl Request {
         }
         if let Some(name) = REROUTES.iter().find(|name| fields.contains_key(**name)) {
             return Err(RequestError::Reroutes(name));
+        }
+        if matches!(credential.inject, Inject::SigV4(_)) && sigv4::is_streaming(fields) {
+            return Err(RequestError::Pieces);
         }
         let authority = fields.get(header::HOST).and_then(|host| host.to_str().ok()).unwrap_or_default();
         let (path, query) = (head.uri.path(), head.uri.query());
@@ -248,6 +258,12 @@ impl Request {
     }
 }
 
+/// Whether a field has a credential of the agent's own. A placeholder is one of the policy's, which `placeholder` judges.
+fn is_own(name: &HeaderName, value: &HeaderValue) -> bool {
+    let holds_place = || memchr::memmem::find(value.as_bytes(), PLACEHOLDER.as_bytes()).is_some();
+    *name == header::AUTHORIZATION || (CREDENTIALS.contains(&name.as_str()) && !holds_place())
+}
+
 fn is_credential(name: &HeaderName) -> bool {
     matches!(*name, header::COOKIE | header::PROXY_AUTHORIZATION) || CREDENTIALS.contains(&name.as_str())
 }
@@ -285,10 +301,9 @@ fn forwarded(fields: &HeaderMap, credential: &CredentialRef) -> HeaderMap {
         // A client cannot have fields taken out that a rule was told of, nor the host.
         let hop = HOP_BY_HOP.contains(&text) || (listed.contains(text) && !matches!(text, "host" | "content-length"));
         let taken = match &credential.inject {
-            Inject::Header(other) => injects && (text == other || CREDENTIALS.contains(&text)),
-            Inject::Bearer | Inject::Basic | Inject::Query(_) | Inject::Cookie(_) => {
-                injects && CREDENTIALS.contains(&text)
-            }
+            Inject::Header(other) if injects && text == other => true,
+            Inject::SigV4(_) if injects && sigv4::OWN.contains(&text) => true,
+            _ => injects && is_own(name, value),
         };
         let ours = matches!(*name, header::ACCEPT_ENCODING | header::RANGE | header::IF_RANGE | header::EXPECT)
             || *name == header::PROXY_AUTHORIZATION
@@ -324,14 +339,18 @@ fn without_cookie(value: &HeaderValue, cookie: &str) -> Option<HeaderValue> {
     if kept.is_empty() { None } else { HeaderValue::from_str(&kept.join("; ")).ok() }
 }
 
-/// Takes the parameter out in which the credential goes.
+/// Takes the parameters out in which the credential goes.
 fn strip_parameter(query: &str, credential: &CredentialRef) -> String {
-    let Inject::Query(name) = &credential.inject else { return query.to_owned() };
     if credential.source == CredentialSource::None {
         return query.to_owned();
     }
-    let named = |pair: &&str| decoded(pair.split('=').next().unwrap_or_default()) == *name;
-    query.split('&').filter(|pair| !named(pair)).collect::<Vec<_>>().join("&")
+    let ours = |name: &str| match &credential.inject {
+        Inject::Query(own) => name == own,
+        Inject::SigV4(_) => sigv4::OWN.iter().any(|own| name.eq_ignore_ascii_case(own)),
+        Inject::Bearer | Inject::Basic | Inject::Header(_) | Inject::Cookie(_) => false,
+    };
+    let stays = |pair: &&str| !ours(&decoded(pair.split('=').next().unwrap_or_default()));
+    query.split('&').filter(stays).collect::<Vec<_>>().join("&")
 }
 
 /// Parameters of a query; one that stands there twice has no one value.
@@ -347,6 +366,11 @@ fn parameters(query: &str) -> BTreeMap<String, Option<String>> {
 
 /// Decodes `application/x-www-form-urlencoded` (URL Standard section 5.1).
 pub fn decoded(text: &str) -> String {
+    String::from_utf8_lossy(&decoded_bytes(text)).into_owned()
+}
+
+/// The same of what may be no text.
+pub fn decoded_bytes(text: &str) -> Vec<u8> {
     let mut out = Vec::with_capacity(text.len());
     let bytes = text.as_bytes();
     let mut at = 0;
@@ -363,7 +387,7 @@ pub fn decoded(text: &str) -> String {
         }
         at += 1;
     }
-    String::from_utf8_lossy(&out).into_owned()
+    out
 }
 
 /// Fields for rules, those of one name joined.
@@ -468,8 +492,7 @@ pub fn request_of(line: &str, routes: &[Route]) -> Option<Request> {
     for (name, value) in lines.filter_map(|line| line.split_once(':')) {
         head = head.header(name.trim(), value.trim());
     }
-    let none =
-        CredentialRef { upstream: "".into(), user: None, source: CredentialSource::None, inject: Inject::default() };
+    let none = CredentialRef::plain("".into(), CredentialSource::None);
     let (mut parts, ()) = head.body(()).ok()?.into_parts();
     if let Some(host) = parts.uri.authority().and_then(|authority| HeaderValue::from_str(authority.as_str()).ok()) {
         parts.headers.insert(header::HOST, host);

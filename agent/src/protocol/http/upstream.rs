@@ -1,4 +1,4 @@
-//! The connection toward the upstream, and the credential that goes into what is sent on it.
+//! The connection toward the upstream.
 
 use std::{
     pin::Pin,
@@ -7,8 +7,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use data_encoding::BASE64;
-use http::{HeaderMap, HeaderName, HeaderValue, Response, Uri, header, uri::Scheme};
+use http::{HeaderValue, Response, Uri, header, uri::Scheme};
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::{BodyExt, Empty, Full, combinators::UnsyncBoxBody};
 use hyper::{
@@ -17,14 +16,19 @@ use hyper::{
     rt::Executor,
 };
 use hyper_util::rt::{TokioIo, TokioTimer};
-use secrecy::{ExposeSecret, SecretString};
 use tokio::sync::Mutex;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-use super::{body::BodyError, request::Request};
+use super::{
+    body::BodyError,
+    credential::{Complete, complete},
+    placeholder::{Used, Values, Watched},
+    request::Request,
+    sigv4::Unsignable,
+};
 use crate::{
-    policy::{Inject, TlsMode},
-    secrets::Lease,
+    policy::{CredentialRef, Inject, TlsMode},
+    secrets::{Lease, Renewal},
     session::{Alpn, ConnectionCx, NetError, Permit},
 };
 
@@ -64,6 +68,9 @@ pub enum UpstreamError {
     /// The client speaks HTTP/2 and the upstream does not.
     #[error("the upstream does not speak HTTP/2: use HTTP/1.1")]
     Version,
+    /// A field, the path or the body cannot be sent with what goes into it.
+    #[error(transparent)]
+    Unsignable(#[from] Unsignable),
     /// What was to be sent is not what was judged.
     #[error("the request changed after it was judged")]
     Changed,
@@ -77,6 +84,19 @@ pub enum Sends {
     All(Bytes),
     /// It comes from the client as it goes.
     Streams(Incoming),
+    /// The same, and no placeholder may be in it.
+    Watched(Watched),
+}
+
+/// A request as it was judged.
+#[derive(Clone, Copy)]
+pub struct Judged<'a> {
+    /// What it is.
+    pub request: &'a Request,
+    /// What the permit is for.
+    pub bytes: &'a Bytes,
+    /// The placeholders that it has.
+    pub placeholders: &'a Used,
 }
 
 impl Sends {
@@ -85,7 +105,15 @@ impl Sends {
         match self {
             Self::Nothing => Some(Self::Nothing),
             Self::All(bytes) => Some(Self::All(bytes.clone())),
-            Self::Streams(_) => None,
+            Self::Streams(_) | Self::Watched(_) => None,
+        }
+    }
+
+    /// All of it, where it is here.
+    pub fn bytes(&self) -> Option<&Bytes> {
+        match self {
+            Self::All(bytes) => Some(bytes),
+            Self::Nothing | Self::Streams(_) | Self::Watched(_) => None,
         }
     }
 
@@ -94,6 +122,7 @@ impl Sends {
             Self::Nothing => Empty::new().map_err(|never| match never {}).boxed_unsync(),
             Self::All(bytes) => Full::new(bytes).map_err(|never| match never {}).boxed_unsync(),
             Self::Streams(incoming) => Untrailed(incoming).boxed_unsync(),
+            Self::Watched(watched) => watched.boxed_unsync(),
         }
     }
 }
@@ -146,6 +175,14 @@ pub struct Keep(#[expect(dead_code, reason = "what counts is when it is dropped"
 pub struct Upstream {
     version: Version,
     open: Mutex<Option<Open>>,
+    values: Mutex<Values>,
+}
+
+/// How an upstream says that a credential is no good.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Denied {
+    Unauthorized,
+    Forbidden,
 }
 
 struct Open {
@@ -183,7 +220,7 @@ impl Open {
 impl Upstream {
     /// That speaks a version, not connected yet.
     pub fn new(version: Version) -> Self {
-        Self { version, open: Mutex::default() }
+        Self { version, open: Mutex::default(), values: Mutex::default() }
     }
 
     /// Connects and lets the upstream choose the version, if that can be known before a request is sent.
@@ -194,7 +231,7 @@ impl Upstream {
         }
         // Why there is no connection, the first request will be told.
         let Ok((version, open)) = connect(cx, address, &[HTTP2, HTTP1]).await else { return failed };
-        (version, Self { version, open: Mutex::new(Some(open)) })
+        (version, Self { version, open: Mutex::new(Some(open)), values: Mutex::default() })
     }
 
     /// Sends a request that was permitted, and waits for the head of its response. If the upstream says that the credential
@@ -207,26 +244,45 @@ impl Upstream {
         cx: &Arc<ConnectionCx>,
         address: &str,
         permit: Permit,
-        request: &Request,
-        judged: &Bytes,
+        judged: Judged<'_>,
         sends: Sends,
     ) -> Result<(Response<Incoming>, Keep), UpstreamError> {
-        if !permit.covers(judged) || !judged.starts_with(&request.head()) {
+        let Judged { request, bytes, placeholders } = judged;
+        if !permit.covers(bytes) || !bytes.starts_with(&request.head()) {
             return Err(UpstreamError::Changed);
         }
         let again = sends.again();
         let (mut open, idle) = self.take(cx, address).await?;
-        let answer = once(cx, &mut open, request, sends).await;
-        let retry = match (&answer, again) {
+        let values = self.values(cx, placeholders).await?;
+        let answer = once(cx, &mut open, request, sends, &values).await;
+        let idled = matches!(&answer, Err(UpstreamError::Broken(error)) if idle && error.is_canceled());
+        let denied = match &answer {
+            Ok(response) if response.status() == 401 => Some(Denied::Unauthorized),
+            // AWS says so of keys that have ended.
+            Ok(response) if response.status() == 403 && matches!(cx.upstream.credential.inject, Inject::SigV4(_)) => {
+                Some(Denied::Forbidden)
+            }
+            _ => None,
+        };
+        let mut worth = Renewal::Useless;
+        if let Some(denied) = denied {
+            worth = self.rejected(cx, &mut open, denied).await;
+        }
+        if denied == Some(Denied::Unauthorized) && !placeholders.is_empty() {
+            self.values.lock().await.clear();
+            worth = Renewal::Expected;
+        }
+        let retry = match again {
             // A connection that stood idle may have been closed by the upstream just now.
-            (Err(UpstreamError::Broken(error)), Some(again)) if idle && error.is_canceled() => again,
-            (Ok(response), Some(again)) if response.status() == 401 && has_secret(&open) => again,
+            Some(again) if idled || worth == Renewal::Expected => again,
+            // What streamed cannot be sent again: the next request has another credential.
             _ => return self.give_back(open, answer).await,
         };
         self.forget(&open).await;
         drop(open);
         let (mut open, _) = self.take(cx, address).await?;
-        let answer = once(cx, &mut open, request, retry).await;
+        let values = self.values(cx, placeholders).await?;
+        let answer = once(cx, &mut open, request, retry, &values).await;
         self.give_back(open, answer).await
     }
 
@@ -246,7 +302,7 @@ impl Upstream {
                 open
             }
         };
-        if open.lease.is_none() {
+        if !open.lease.as_ref().is_some_and(|lease| lease.is_fresh()) {
             let lease = cx.house.secrets.lease(&cx.upstream.credential).await;
             open.lease = Some(Arc::new(lease.map_err(|error| UpstreamError::Credential(error.detail()))?));
         }
@@ -266,6 +322,45 @@ impl Upstream {
         answer.map(|response| (response, keep))
     }
 
+    /// Gives the credential up that the upstream did not take.
+    async fn rejected(&self, cx: &ConnectionCx, open: &mut Open, answer: Denied) -> Renewal {
+        let Some(lease) = open.lease.clone() else { return Renewal::Useless };
+        let (secrets, credential) = (&cx.house.secrets, &cx.upstream.credential);
+        let renewal = match answer {
+            Denied::Unauthorized => secrets.rejected(credential, &lease).await,
+            // It may as well be about what the key may do: worth a try only if there is another one.
+            Denied::Forbidden => match secrets.lease(credential).await {
+                Ok(now) if !now.is_same(&lease) => Renewal::Expected,
+                _ => Renewal::Useless,
+            },
+        };
+        if renewal == Renewal::Expected {
+            open.lease = None;
+            if let Some(kept) = self.open.lock().await.as_mut().filter(|kept| Arc::ptr_eq(&kept.running, &open.running))
+            {
+                kept.lease = None;
+            }
+        }
+        renewal
+    }
+
+    /// The secrets that this request's placeholders stand for, kept while the connection is.
+    async fn values(&self, cx: &ConnectionCx, placeholders: &Used) -> Result<Values, UpstreamError> {
+        let mut known = self.values.lock().await;
+        for name in placeholders {
+            if known.contains_key(name) {
+                continue;
+            }
+            let placeholder = cx.upstream.placeholders.iter().find(|placeholder| placeholder.name == *name);
+            let source = placeholder.ok_or(UpstreamError::Changed)?.source.clone();
+            let secret = CredentialRef::plain(Arc::clone(&cx.upstream.name), source);
+            let lease = cx.house.secrets.lease(&secret).await;
+            let lease = lease.map_err(|error| UpstreamError::Credential(error.detail()))?;
+            known.insert(Arc::clone(name), lease.password.ok_or(UpstreamError::Changed)?);
+        }
+        Ok(known.clone())
+    }
+
     async fn forget(&self, open: &Open) {
         let mut slot = self.open.lock().await;
         if slot.as_ref().is_some_and(|kept| Arc::ptr_eq(&kept.running, &open.running)) {
@@ -274,22 +369,15 @@ impl Upstream {
     }
 }
 
-fn has_secret(open: &Open) -> bool {
-    open.lease.as_ref().is_some_and(|lease| lease.password.is_some())
-}
-
 async fn once(
     cx: &Arc<ConnectionCx>,
     open: &mut Open,
     request: &Request,
     sends: Sends,
+    values: &Values,
 ) -> Result<Response<Incoming>, UpstreamError> {
-    let mut headers = request.headers.clone();
-    let mut target = request.target.clone();
-    if let Some(lease) = &open.lease {
-        inject(&cx.upstream.credential.inject, lease, &mut headers, &mut target)?;
-    }
-    let mut outgoing = http::Request::new(sends.body());
+    let Complete { mut headers, target, body } = complete(cx, request, sends, open.lease.as_deref(), values)?;
+    let mut outgoing = http::Request::new(body.body());
     *outgoing.method_mut() = request.method.clone();
     match &mut open.sender {
         Sender::Http1(sender) => {
@@ -352,55 +440,4 @@ async fn connect(cx: &Arc<ConnectionCx>, address: &str, offered: &[Alpn]) -> Res
     };
     let version = if chosen { Version::Http2 } else { Version::Http1 };
     Ok((version, Open { sender, lease: None, running: Arc::new(over.drop_guard()) }))
-}
-
-/// Puts the credential in its place, where nothing of the client's is left.
-fn inject(inject: &Inject, lease: &Lease, headers: &mut HeaderMap, target: &mut String) -> Result<(), UpstreamError> {
-    let Some(secret) = &lease.password else { return Ok(()) };
-    let mut set = |name: HeaderName, value: String| {
-        let value = SecretString::from(value);
-        let mut value = HeaderValue::from_str(value.expose_secret())
-            .map_err(|_| UpstreamError::Credential("the secret cannot stand in a header field".into()))?;
-        value.set_sensitive(true);
-        headers.insert(name, value);
-        Ok(())
-    };
-    let secret = secret.expose_secret();
-    match inject {
-        Inject::Bearer => set(header::AUTHORIZATION, format!("Bearer {secret}")),
-        Inject::Basic => {
-            let user = lease.user.as_deref().unwrap_or_default();
-            set(header::AUTHORIZATION, format!("Basic {}", BASE64.encode(format!("{user}:{secret}").as_bytes())))
-        }
-        Inject::Header(name) => {
-            let name = HeaderName::try_from(name.as_str())
-                .map_err(|_| UpstreamError::Credential("the name of the header field is none".into()))?;
-            set(name, secret.to_owned())
-        }
-        Inject::Query(name) => {
-            target.push(if target.contains('?') { '&' } else { '?' });
-            target.push_str(name);
-            target.push('=');
-            for byte in secret.bytes() {
-                match byte {
-                    b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => {
-                        target.push(char::from(byte))
-                    }
-                    _ => target.push_str(&format!("%{byte:02X}")),
-                }
-            }
-            Ok(())
-        }
-        Inject::Cookie(name) => {
-            let others = headers.get_all(header::COOKIE).iter().filter_map(|value| value.to_str().ok());
-            let mut cookies: Vec<String> = others.map(str::to_owned).collect();
-            cookies.push(format!("{name}={secret}"));
-            let all = cookies.join("; ");
-            let mut value = HeaderValue::from_str(&all)
-                .map_err(|_| UpstreamError::Credential("the secret cannot stand in a cookie".into()))?;
-            value.set_sensitive(true);
-            headers.insert(header::COOKIE, value);
-            Ok(())
-        }
-    }
 }

@@ -2,7 +2,7 @@ use super::*;
 
 fn credential(inject: &str) -> CredentialRef {
     let source = CredentialSource::File { path: "x".into() };
-    CredentialRef { upstream: "api".into(), user: None, source, inject: Inject::try_from(inject.to_owned()).unwrap() }
+    CredentialRef { inject: Inject::try_from(inject.to_owned()).unwrap(), ..CredentialRef::plain("api".into(), source) }
 }
 
 fn read(method: &str, target: &str, fields: &[(&str, &str)], inject: &str) -> Result<Request, RequestError> {
