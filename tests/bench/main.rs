@@ -3,6 +3,7 @@
 
 mod classify;
 mod connect;
+mod http;
 mod peers;
 mod postgres;
 mod scenario;
@@ -16,7 +17,8 @@ fn main() -> Result<()> {
         ["connect"] => connect::run(connect::Print::Table),
         ["connect", "--json"] => connect::run(connect::Print::Json),
         ["classify"] => classify::run(),
-        ["postgres", ref rest @ ..] => postgres(rest),
+        ["postgres", ref rest @ ..] => compare("postgres", rest, postgres::run, postgres::json, postgres::print),
+        ["http", ref rest @ ..] => compare("http", rest, http::run, http::json, http::print),
         // What `connect` starts.
         ["connect-client", cgroup, address, count] => {
             connect::client(cgroup.as_ref(), address.parse()?, count.parse()?)
@@ -24,26 +26,33 @@ fn main() -> Result<()> {
         ["connect-server", cgroup] => connect::server(cgroup.as_ref()),
         // What `postgres` starts.
         ["idle-client", count] => scenario::idle_client(count.parse()?),
-        _ => bail!("usage: bench connect [--json] | classify | postgres [--quick] [--only TEXT] [--json]"),
+        _ => bail!("usage: bench connect [--json] | classify | postgres|http [--quick] [--only TEXT] [--json]"),
     }
 }
 
-fn postgres(arguments: &[&str]) -> Result<()> {
-    let (mut effort, mut only, mut json) = (scenario::Effort::FULL, "", false);
+/// Runs what compares several ways, and prints what came of it.
+fn compare<L>(
+    name: &str,
+    arguments: &[&str],
+    run: fn(scenario::Effort, &str) -> Result<Vec<L>>,
+    json: fn(&[L]) -> serde_json::Value,
+    print: fn(&[L]),
+) -> Result<()> {
+    let (mut effort, mut only, mut as_json) = (scenario::Effort::FULL, "", false);
     let mut arguments = arguments.iter();
     while let Some(argument) = arguments.next() {
         match *argument {
             "--quick" => effort = scenario::Effort::QUICK,
-            "--json" => json = true,
+            "--json" => as_json = true,
             "--only" => only = arguments.next().context("--only needs a part of a name")?,
-            other => bail!("`{other}` is no option of `bench postgres`"),
+            other => bail!("`{other}` is no option of `bench {name}`"),
         }
     }
-    let lines = postgres::run(effort, only)?;
-    if json {
-        println!("{}", postgres::json(&lines));
+    let lines = run(effort, only)?;
+    if as_json {
+        println!("{}", json(&lines));
     } else {
-        postgres::print(&lines);
+        print(&lines);
     }
     Ok(())
 }

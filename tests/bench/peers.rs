@@ -66,13 +66,21 @@ pub struct Peers {
 }
 
 /// A peer's process and its port.
-struct Peer {
-    child: Child,
-    port: u16,
+pub struct Peer {
+    pub child: Child,
+    pub port: u16,
 }
 
 impl Drop for Peer {
     fn drop(&mut self) {
+        // Asked first: killed, one that has processes of its own would leave them behind.
+        let _ = portcullis_tests::signal("TERM", self.child.id().cast_signed());
+        for _ in 0..100 {
+            if !matches!(self.child.try_wait(), Ok(None)) {
+                return;
+            }
+            thread::sleep(Duration::from_millis(20));
+        }
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
@@ -152,7 +160,8 @@ fn said(output: &Output) -> String {
     format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
 }
 
-fn free_port() -> Result<u16> {
+/// A port that nobody has now.
+pub fn free_port() -> Result<u16> {
     Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
 }
 
@@ -192,7 +201,8 @@ fn haproxy(server: &Postgres, dir: &Path) -> Result<Peer> {
     peer(command, port, dir.join("haproxy.log").as_path())
 }
 
-fn peer(mut command: Command, port: u16, log: &Path) -> Result<Peer> {
+/// Starts one, and waits until it listens.
+pub fn peer(mut command: Command, port: u16, log: &Path) -> Result<Peer> {
     let log = fs::File::create(log)?;
     let child = command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).current_dir("/").spawn()?;
     let mut peer = Peer { child, port };

@@ -206,17 +206,22 @@ fn waits(logs: &Path) -> Result<Vec<f64>> {
 }
 
 /// Seconds that a process has spent on processors, of all its threads (proc_pid_stat(5)).
-fn cpu(pid: u32) -> Result<f64> {
+pub fn cpu(pid: u32) -> Result<f64> {
     let text = fs::read_to_string(format!("/proc/{pid}/stat"))?;
     let fields: Vec<&str> = text.rsplit_once(')').context("no name")?.1.split_whitespace().collect();
     // utime and stime are fields 14 and 15; after the name, 11 and 12. In ticks of 10 ms.
     Ok((fields[11].parse::<f64>()? + fields[12].parse::<f64>()?) / 100.0)
 }
 
-fn resident(pid: u32) -> Result<f64> {
+/// A field of what the kernel says of a process's memory, in KiB (proc_pid_status(5)).
+pub fn memory(pid: u32, field: &str) -> Result<f64> {
     let text = fs::read_to_string(format!("/proc/{pid}/status"))?;
-    let line = text.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("no VmRSS")?;
+    let line = text.lines().find_map(|line| line.strip_prefix(field)).with_context(|| format!("no {field}"))?;
     Ok(line.trim().trim_end_matches(" kB").trim().parse()?)
+}
+
+fn resident(pid: u32) -> Result<f64> {
+    memory(pid, "VmRSS:")
 }
 
 /// Memory that connections add which have logged in, run a query, and wait.

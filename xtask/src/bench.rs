@@ -15,7 +15,7 @@ pub struct Arguments {
     /// Print JSON in place of a table
     #[arg(long, global = true)]
     json: bool,
-    /// Shorter runs, less data: under two minutes
+    /// Shorter runs, less data: under two minutes each
     #[arg(long, global = true)]
     quick: bool,
 }
@@ -27,7 +27,9 @@ enum What {
     /// What reading and deciding a statement costs
     Classify,
     /// PostgreSQL straight, and through Portcullis, pgbouncer and HAProxy (root)
-    Postgres(Postgres),
+    Postgres(Chosen),
+    /// HTTP over TLS straight, and through Portcullis, nginx and HAProxy (root)
+    Http(Chosen),
     /// Instructions of the five commonest paths, beside their baseline
     Paths {
         /// Make what is counted the baseline
@@ -37,7 +39,7 @@ enum What {
 }
 
 #[derive(Default, clap::Args)]
-struct Postgres {
+struct Chosen {
     /// Only what has this in its name
     #[arg(long)]
     only: Option<String>,
@@ -56,14 +58,19 @@ pub fn run(arguments: &Arguments) -> Result<()> {
             build(arguments)?;
             bench(arguments, &["classify"])
         }
-        Some(What::Postgres(postgres)) => {
+        Some(What::Postgres(chosen)) => {
             build(arguments)?;
-            self::postgres(arguments, postgres)
+            compare(arguments, "postgres", &["pgbouncer", "haproxy"], chosen)
+        }
+        Some(What::Http(chosen)) => {
+            build(arguments)?;
+            compare(arguments, "http", &["wrk", "haproxy"], chosen)
         }
         None => {
             build(arguments)?;
             bench(arguments, &["connect"])?;
-            self::postgres(arguments, &Postgres::default())
+            compare(arguments, "postgres", &["pgbouncer", "haproxy"], &Chosen::default())?;
+            compare(arguments, "http", &["wrk", "haproxy"], &Chosen::default())
         }
     }
 }
@@ -80,15 +87,17 @@ fn build(arguments: &Arguments) -> Result<()> {
     shell::run(&mut cargo)
 }
 
-fn postgres(arguments: &Arguments, postgres: &Postgres) -> Result<()> {
+/// One that compares with others; `needs` are programs of Debian packages of the same name.
+fn compare(arguments: &Arguments, name: &str, needs: &[&'static str], chosen: &Chosen) -> Result<()> {
     setup::run(&setup::Arguments { build_only: false })?;
-    setup::need("pgbouncer", "pgbouncer")?;
-    setup::need("haproxy", "haproxy")?;
-    let mut what = vec!["postgres"];
+    for package in needs {
+        setup::need(package, package)?;
+    }
+    let mut what = vec![name];
     if arguments.quick {
         what.push("--quick");
     }
-    if let Some(only) = &postgres.only {
+    if let Some(only) = &chosen.only {
         what.extend(["--only", only]);
     }
     bench(arguments, &what)
