@@ -7,8 +7,8 @@
 //! The credential goes in on the way upstream, in the place that the policy says; what the client has there is taken out.
 //!
 //! Refused: requests with more than one reading (`guard`, `strict`), names that are not the upstream's in SNI or Host,
-//! CONNECT, upgrades (WebSocket, h2c), responses in encodings that are not known, request fields that send a request
-//! elsewhere. Taken out: ranges, trailers of requests, fields of one connection, `Alt-Svc`.
+//! CONNECT, upgrades (WebSocket), responses in encodings that are not known, request fields that send a request
+//! elsewhere. Taken out: ranges, trailers of requests, fields of one connection (an offer of h2c is one), `Alt-Svc`.
 //!
 //! Masked: JSON by place, and JSON, server-sent events, messages of gRPC, text and header fields by detectors and known
 //! secrets (`masker`); encoded bodies are decoded for it and encoded again (`coding`).
