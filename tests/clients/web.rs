@@ -11,7 +11,7 @@ use crate::{
     text,
 };
 
-const POLICY: &str = r#"
+pub(crate) const POLICY: &str = r#"
 [workload]
 name = "bot"
 cgroup = "{slice}/bot/*"
@@ -41,7 +41,7 @@ with = "redact"
 "#;
 
 /// Everything on record so far, as JSON.
-fn record(daemon: &Daemon) -> String {
+pub(crate) fn record(daemon: &Daemon) -> String {
     let events = read::events(daemon.path("state/record")).unwrap();
     events.map(|recorded| serde_json::to_string(&*recorded.unwrap().event).unwrap()).collect::<Vec<_>>().join("\n")
 }

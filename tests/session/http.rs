@@ -299,6 +299,17 @@ async fn only_the_upstreams_own_names_are_served() {
     assert_eq!(answers.iter().map(|answer| answer.status).collect::<Vec<_>>(), [200, 421]);
     let upgrade = "GET /x HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade, close\r\nUpgrade: websocket\r\n\r\n";
     assert_eq!(exchange(&house, upgrade.as_bytes()).await[0].status, 501);
+    // Offered by itself, HTTP/2 in the clear is declined, and the connection goes on as it is.
+    let offer = "GET /x HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\n\
+                 HTTP2-Settings: AAEAAEAAAAIAAAABAAMAAABkAAQBAAAAAAUAAEAA\r\n\r\n";
+    let answers = exchange(&house, format!("{offer}{}", one("localhost")).as_bytes()).await;
+    assert_eq!(answers.iter().map(|answer| answer.status).collect::<Vec<_>>(), [200, 200]);
+    let seen = web.seen().unwrap();
+    let gone = ["upgrade", "http2-settings"];
+    assert!(
+        seen.iter().all(|seen| gone.iter().all(|name| !seen.headers.iter().any(|(known, _)| known == name))),
+        "{seen:?}"
+    );
 }
 
 /// Two services behind one address: each request goes where its name says, with the credential of that one, and is judged by

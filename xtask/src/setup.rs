@@ -31,6 +31,8 @@ const PACKAGES: &[&str] = &[
     "python3",
     "python3-venv",
     "nodejs",
+    "golang-go",
+    "openjdk-17-jdk-headless",
 ];
 
 /// Drivers of other languages, for the tests of clients: their folder below the tools, the file that pins their versions.

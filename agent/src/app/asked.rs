@@ -92,6 +92,7 @@ pub(super) fn opened(
         trace_id: &session.trace_id,
         ca: &settings.ca_file(),
         bundle: &settings.bundle_file(),
+        store: &settings.trust_store_file(),
         sockets: (session.temporary == Temporary::Private).then_some(&*sockets),
         now: SystemTime::now(),
     };

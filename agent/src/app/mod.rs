@@ -24,4 +24,5 @@ mod policies;
 mod privileges;
 mod refusals;
 mod supervisor;
+mod trust;
 mod uids;

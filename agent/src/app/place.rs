@@ -16,6 +16,7 @@ use super::{
     harden,
     helper::{self, Helper},
     privileges::{self, OwnUser},
+    trust,
 };
 use crate::{
     bpf::{KernelSettings, Pins},
@@ -57,7 +58,7 @@ impl Place {
         let control = Server::bind(&socket, &settings.control.group, settings.control.max_request)?;
         let ca = Arc::new(RuntimeCa::new(CA_VALIDITY).into_diagnostic()?);
         ca.write_certificate(&settings.ca_file()).into_diagnostic()?;
-        bundle(settings, &ca.certificate_pem())?;
+        trust::write(settings, &ca)?;
 
         // Locked before it is given away, so that it is no other daemon's.
         let pins = Pins::open(&kernel_settings(settings, &root).pin_dir());
@@ -120,39 +121,6 @@ pub(super) fn own_cgroup(settings: &Settings) -> miette::Result<(String, PathBuf
         .into_diagnostic()
         .wrap_err_with(|| format!("the daemon cannot move to its own cgroup {}", path.display()))?;
     Ok((cgroup::of_process(std::process::id())?, root))
-}
-
-/// The system's roots and the runtime CA in one file, put in place whole.
-fn bundle(settings: &Settings, ca: &str) -> miette::Result<()> {
-    let mut pem = String::new();
-    let found = rustls_native_certs::load_native_certs();
-    for error in &found.errors {
-        tracing::warn!(%error, "a system certificate cannot be read");
-    }
-    for certificate in &found.certs {
-        pem.push_str(&pem_block(certificate));
-    }
-    pem.push_str(ca);
-    let path = settings.bundle_file();
-    let temporary = path.with_extension("new");
-    std::fs::write(&temporary, pem)
-        .and_then(|()| std::fs::set_permissions(&temporary, std::fs::Permissions::from_mode(0o644)))
-        .and_then(|()| std::fs::rename(&temporary, &path))
-        .into_diagnostic()
-        .wrap_err_with(|| format!("cannot write {}", path.display()))
-}
-
-/// RFC 7468.
-fn pem_block(der: &[u8]) -> String {
-    let text = data_encoding::BASE64.encode(der);
-    let mut out = String::from("-----BEGIN CERTIFICATE-----\n");
-    for line in text.as_bytes().chunks(64) {
-        // Base64 is ASCII.
-        out.push_str(&String::from_utf8_lossy(line));
-        out.push('\n');
-    }
-    out.push_str("-----END CERTIFICATE-----\n");
-    out
 }
 
 fn keep_from_others(folder: &Path) -> miette::Result<()> {

@@ -106,6 +106,11 @@ impl Settings {
     pub fn bundle_file(&self) -> PathBuf {
         self.runtime_dir.join("ca-bundle.pem")
     }
+
+    /// The same certificates as a trust store of PKCS#12, for Java.
+    pub fn trust_store_file(&self) -> PathBuf {
+        self.runtime_dir.join("ca-bundle.p12")
+    }
 }
 
 /// The daemon's process.

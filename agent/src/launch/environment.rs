@@ -136,6 +136,13 @@ const BUNDLES: &[&str] = &[
     "CLOUDSDK_CORE_CUSTOM_CA_CERTS_FILE",
 ];
 
+/// Options for every JVM: those of the session stand behind the caller's, and of an option that stands twice the last holds.
+const JAVA_OPTIONS: &str = "JAVA_TOOL_OPTIONS";
+
+/// Password of Java's trust store. What is in it is public, but a JVM that is given no password takes nothing from it; this
+/// one is what Java's own stores have.
+pub const STORE_PASSWORD: &str = "changeit";
+
 /// What the daemon knows about a session, for its variables.
 #[derive(Debug)]
 pub struct Facts<'a> {
@@ -151,6 +158,8 @@ pub struct Facts<'a> {
     pub ca: &'a Path,
     /// PEM of the system's roots and the runtime CA.
     pub bundle: &'a Path,
+    /// The same as a store of PKCS#12.
+    pub store: &'a Path,
     /// Folder for unix sockets of its own, if it has one.
     pub sockets: Option<&'a Path>,
     /// Tells spans of sessions apart; not secret.
@@ -181,7 +190,7 @@ pub fn variables(facts: &Facts<'_>) -> BTreeMap<String, String> {
             set(name, &sockets.display().to_string());
         }
     }
-    // glibc asks over TCP, which the redirect sees; UDP is shut.
+    // glibc asks over TCP, which the redirect sees; UDP is shut. It also has Go ask glibc, where it is built with cgo.
     set("RES_OPTIONS", "use-vc");
     // The enforcer speaks for the upstream with a certificate of the runtime CA.
     set("PGSSLROOTCERT", &ca);
@@ -190,7 +199,20 @@ pub fn variables(facts: &Facts<'_>) -> BTreeMap<String, String> {
     for name in BUNDLES {
         set(name, &bundle);
     }
+    set(JAVA_OPTIONS, &java_options(facts.store));
     out
+}
+
+/// <https://docs.oracle.com/en/java/javase/17/security/java-secure-socket-extension-jsse-reference-guide.html>, "Customizing
+/// the Default Keystores and Truststores".
+fn java_options(store: &Path) -> String {
+    let option = |name: &str, value: &str| match value.contains(char::is_whitespace) {
+        // The JVM cuts at white space outside of quotes.
+        true => format!("-Djavax.net.ssl.{name}='{value}'"),
+        false => format!("-Djavax.net.ssl.{name}={value}"),
+    };
+    let store = option("trustStore", &store.display().to_string());
+    [store, option("trustStoreType", "PKCS12"), option("trustStorePassword", STORE_PASSWORD)].join(" ")
 }
 
 /// The trace id of a `traceparent` (W3C Trace Context, version 00), to join.
@@ -253,7 +275,22 @@ pub(super) fn apply(command: &mut Command, opened: &Opened, user: Option<&Target
         }
         command.env("HOME", &user.home).env("USER", &user.name).env("LOGNAME", &user.name).env("SHELL", &user.shell);
     }
+    // After what must not be there was taken away.
+    let java = said(command, JAVA_OPTIONS).filter(|said| !said.is_empty());
     command.envs(&opened.env);
+    if let (Some(mut all), Some(own)) = (java, opened.env.get(JAVA_OPTIONS)) {
+        all.push(" ");
+        all.push(own);
+        command.env(JAVA_OPTIONS, all);
+    }
+}
+
+/// What a command's variable is, as things stand.
+fn said(command: &Command, name: &str) -> Option<OsString> {
+    match command.get_envs().find(|(known, _)| *known == name) {
+        Some((_, changed)) => changed.map(OsString::from),
+        None => std::env::var_os(name),
+    }
 }
 
 #[cfg(test)]
@@ -314,6 +351,7 @@ mod tests {
             trace_id: "4bf92f3577b34da6a3ce929d0e0e4736",
             ca: Path::new("/run/p/ca.pem"),
             bundle: Path::new("/run/p/ca-bundle.pem"),
+            store: Path::new("/run/p/ca-bundle.p12"),
             sockets: Some(Path::new("/run/p/session")),
             now: SystemTime::UNIX_EPOCH,
         });
@@ -342,6 +380,7 @@ mod tests {
             .env("PGPASSWORD", "x")
             .env("EXTRA_TOKEN", "y")
             .env("PGSSLROOTCERT", "/mine")
+            .env(JAVA_OPTIONS, "-Xmx64m -Djavax.net.ssl.trustStore=/mine")
             .env("XDG_RUNTIME_DIR", "/run/user/1");
         apply(&mut command, &opened, None);
         let after: BTreeMap<_, _> = command.get_envs().collect();
@@ -349,5 +388,19 @@ mod tests {
         assert_eq!(after[std::ffi::OsStr::new("EXTRA_TOKEN")], None);
         assert_eq!(after[std::ffi::OsStr::new("PGSSLROOTCERT")].unwrap(), "/run/p/ca.pem");
         assert_eq!(after[std::ffi::OsStr::new("XDG_RUNTIME_DIR")].unwrap(), "/run/p/session");
+        let own = "-Djavax.net.ssl.trustStore=/run/p/ca-bundle.p12 -Djavax.net.ssl.trustStoreType=PKCS12 \
+                   -Djavax.net.ssl.trustStorePassword=changeit";
+        let java = |command: &Command| said(command, JAVA_OPTIONS).unwrap().into_string().unwrap();
+        assert_eq!(java(&command), format!("-Xmx64m -Djavax.net.ssl.trustStore=/mine {own}"));
+        // Nothing was there, or what was there must not be.
+        for (value, unset) in [("", "OTHER"), ("-Dsecret", JAVA_OPTIONS)] {
+            let mut command = Command::new("true");
+            let mut opened = opened.clone();
+            opened.unset.push(unset.into());
+            command.env(JAVA_OPTIONS, value);
+            apply(&mut command, &opened, None);
+            assert_eq!(java(&command), own);
+        }
+        assert!(java_options(Path::new("/run/of p/s")).starts_with("-Djavax.net.ssl.trustStore='/run/of p/s' "));
     }
 }

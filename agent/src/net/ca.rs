@@ -98,6 +98,11 @@ impl RuntimeCa {
         self.certificate.pem()
     }
 
+    /// The same as DER.
+    pub fn certificate_der(&self) -> &[u8] {
+        self.certificate.der()
+    }
+
     /// Writes the certificate where clients find it: mode 0644, put in place whole, so that no client reads half of it.
     pub fn write_certificate(&self, path: &Path) -> Result<(), CaError> {
         write_public(path, self.certificate_pem().as_bytes())

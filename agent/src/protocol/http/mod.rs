@@ -8,8 +8,8 @@
 //! It may be a signature over the request (`sigv4`), and placeholders of the client's own choice (`placeholder`).
 //!
 //! Refused: requests with more than one reading (`guard`, `strict`), names that are not the upstream's in SNI or Host,
-//! CONNECT, upgrades (WebSocket, h2c), responses in encodings that are not known, request fields that send a request
-//! elsewhere. Taken out: ranges, trailers of requests, fields of one connection, `Alt-Svc`.
+//! CONNECT, upgrades (WebSocket), responses in encodings that are not known, request fields that send a request
+//! elsewhere. Taken out: ranges, trailers of requests, fields of one connection (an offer of h2c is one), `Alt-Svc`.
 //!
 //! Masked: JSON by place, and JSON, server-sent events, messages of gRPC, text and header fields by detectors and known
 //! secrets (`masker`); encoded bodies are decoded for it and encoded again (`coding`).

@@ -50,7 +50,7 @@ pub enum RequestError {
     #[error(transparent)]
     Path(#[from] PathError),
     /// It would leave HTTP.
-    #[error("an upgrade to another protocol (WebSocket, HTTP/2 in the clear by upgrade) is not spoken here yet")]
+    #[error("an upgrade to another protocol (as WebSocket) is not spoken here yet")]
     Upgrade,
     /// It is for another host than the connection.
     #[error("the request names a host that this connection is not for")]
@@ -82,6 +82,12 @@ pub struct Request {
     parts: SmallVec<[Part; 2]>,
 }
 
+/// Whether an Upgrade field offers nothing but HTTP/2 in the clear, as Java's client does by itself. That is declined by going
+/// on in HTTP/1.1 (RFC 9110, section 7.8; RFC 9113, section 3.1, has no such upgrade any more); its fields go no further.
+fn is_h2c(offer: &http::HeaderValue) -> bool {
+    offer.to_str().is_ok_and(|offer| offer.split(',').all(|one| one.trim().eq_ignore_ascii_case("h2c")))
+}
+
 /// Name or address of a Host field or of an address, in lower case, without port, brackets and the dot at its end.
 pub fn bare_host(authority: &str) -> String {
     let host = match authority.strip_prefix('[') {
@@ -102,8 +108,7 @@ impl Request {
         routes: &[Route],
     ) -> Result<Self, RequestError> {
         let fields = &head.headers;
-        let upgrades = fields.contains_key(header::UPGRADE) || fields.contains_key("http2-settings");
-        if upgrades {
+        if fields.get_all(header::UPGRADE).iter().any(|offer| !is_h2c(offer)) {
             return Err(RequestError::Upgrade);
         }
         if let Some(name) = REROUTES.iter().find(|name| fields.contains_key(**name)) {

@@ -43,12 +43,27 @@ fn what_cannot_be_judged_is_refused() {
     assert_eq!(read("GET", "/%zz", &[], "bearer").unwrap_err(), RequestError::Path(PathError::Encoding));
     for (name, error) in [
         ("upgrade", RequestError::Upgrade),
-        ("http2-settings", RequestError::Upgrade),
         ("x-original-url", RequestError::Reroutes("x-original-url")),
         ("x-forwarded-host", RequestError::Reroutes("x-forwarded-host")),
     ] {
         assert_eq!(read("GET", "/", &[(name, "x")], "bearer").unwrap_err(), error);
     }
+}
+
+#[test]
+fn an_offer_of_http2_in_the_clear_alone_is_declined_by_going_on() {
+    for offer in ["h2c", "H2C", "h2c, h2c"] {
+        let fields = [("Connection", "Upgrade, HTTP2-Settings"), ("Upgrade", offer), ("HTTP2-Settings", "AAMAAABk")];
+        let request = read("GET", "/", &fields, "bearer").unwrap();
+        for name in ["connection", "upgrade", "http2-settings"] {
+            assert!(!request.headers.contains_key(name), "{offer}: {name}");
+        }
+    }
+    for offer in ["websocket", "h2c, websocket", "websocket,h2c", "h2", "", "TLS/1.0, h2c"] {
+        assert_eq!(read("GET", "/", &[("Upgrade", offer)], "bearer").unwrap_err(), RequestError::Upgrade, "{offer}");
+    }
+    let both = [("Upgrade", "h2c"), ("Upgrade", "websocket")];
+    assert_eq!(read("GET", "/", &both, "bearer").unwrap_err(), RequestError::Upgrade);
 }
 
 #[test]
