@@ -259,12 +259,21 @@ async fn models_are_allowed_by_name_and_rules_see_what_is_asked() {
             assert!(answer.head.contains("application/problem+json"));
         }
     }
+    // Nobody gets round it by a path or method that some servers read as that of a model.
+    let hello = chat("say: x");
+    for path in ["/v1/chat//completions", "/v1/x/..%2fchat/completions", "/v1/chat/completions;a=1"] {
+        assert_eq!(models.ask(path, &hello, "").await.status, 400, "{path}");
+    }
+    assert_eq!(models.ask(FORMS[0], &hello, "X-HTTP-Method-Override: GET\r\n").await.status, 400);
+    let turns = models.turns().len();
+    models.ask("/v1/Chat/Completions/", &hello, "").await;
+    assert_eq!(models.turns().len(), turns + 1, "in capitals it is one, too");
     // A name that stands there twice is read in two ways.
     let twice = models.ask(FORMS[0], &Value::Null, "").await;
     assert_eq!(twice.status, 400);
     // What is no request to a model is HTTP.
     assert_eq!(models.ask("/v1/files", &json!({}), "").await.status, 403);
-    assert_eq!(models.model.seen().unwrap().len(), 2);
+    assert_eq!(models.model.seen().unwrap().len(), 3);
 }
 
 #[tokio::test]

@@ -146,7 +146,7 @@ class Handler(BaseHTTPRequestHandler):
         asked = json.loads(body)
         if asked["model"] == "busy":
             return self.send(529, {"type": "error", "error": {"type": "overloaded_error", "message": "too busy"}})
-        spoken = {"/v1/chat/completions": chat, "/v1/messages": messages, "/v1/responses": responses}[self.path]
+        spoken = {"/v1/chat/completions": chat, "/v1/messages": messages, "/v1/responses": responses}[self.path.lower().rstrip("/")]
         said = asked.get("messages", asked.get("input"))
         said = [{"role": "user", "content": said}] if isinstance(said, str) else said
         answer = spoken(asked, answer_to(said))

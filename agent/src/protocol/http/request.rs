@@ -173,14 +173,9 @@ impl Request {
         self.protocol = protocol;
     }
 
-    /// Its method.
-    pub fn method(&self) -> &Method {
-        &self.method
-    }
-
-    /// The path in the form in which it is sent, if it has one reading only.
-    pub fn one_path(&self) -> Option<&str> {
-        (self.parts.len() == 1).then_some(&*self.facts.path)
+    /// Every `METHOD /path` that servers may read it as.
+    pub fn readings(&self) -> impl ExactSizeIterator<Item = &str> {
+        self.parts.iter().map(|(_, target)| target.as_str())
     }
 
     /// Its body, once read, and if it is JSON of one meaning.

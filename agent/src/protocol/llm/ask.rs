@@ -30,19 +30,18 @@ pub enum Api {
 }
 
 impl Api {
-    /// That of a request, if it is one to a model.
+    /// That of a request, if any server may take it for one to a model.
     pub fn of(request: &Request) -> Option<Self> {
-        let path = request.one_path()?;
-        if request.method() != http::Method::POST {
-            return None;
-        }
-        let ends = |end: &str| path == end || path.ends_with(&format!("/{end}")) || path.ends_with(&format!("/{end}/"));
-        match () {
-            () if ends("chat/completions") => Some(Self::Chat),
-            () if ends("responses") => Some(Self::Responses),
-            () if ends("messages") => Some(Self::Messages),
-            () => None,
-        }
+        request.readings().find_map(|reading| {
+            let path = reading.strip_prefix("POST ")?.trim_end_matches('/').to_ascii_lowercase();
+            let ends = |end: &str| path.strip_suffix(end).is_some_and(|before| before.ends_with('/'));
+            match () {
+                () if ends("chat/completions") => Some(Self::Chat),
+                () if ends("responses") => Some(Self::Responses),
+                () if ends("messages") => Some(Self::Messages),
+                () => None,
+            }
+        })
     }
 
     /// The name that policies use.

@@ -41,6 +41,9 @@ impl Lens for Models {
 
     fn read(&self, cx: &Arc<ConnectionCx>, request: &mut Request, body: &Bytes) -> Result<Box<dyn Taken>, Problem> {
         let api = Api::of(request).ok_or_else(|| Problem::bad_request("this is no request to a model"))?;
+        if request.readings().len() > 1 {
+            return Err(Problem::bad_request("the path or method of a request to a model has more than one reading"));
+        }
         let value = request.body_json();
         let value = value.ok_or_else(|| Problem::bad_request("the body is not JSON with one meaning"))?;
         let ask = Ask::read(api, value).map_err(|error| Problem::bad_request(error.to_string()))?;

@@ -59,7 +59,8 @@ pub fn classify(line: &str, routes: &[Route]) -> Action {
     };
     request.spoken_as(ProtocolId::Llm);
     if let Some(api) = ask::Api::of(&request) {
-        match request.body_json().and_then(|body| ask::Ask::read(api, body).ok()) {
+        let body = request.body_json().filter(|_| request.readings().len() == 1);
+        match body.and_then(|body| ask::Ask::read(api, body).ok()) {
             Some(ask) => request.judge_as(crate::action::Verb::Read, ask.target(), ask.facts()),
             None => return Action::opaque(ProtocolId::Llm, crate::action::Target::new("llm:opaque")),
         }
