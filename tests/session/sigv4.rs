@@ -5,8 +5,9 @@ use std::{fs, os::unix::fs::PermissionsExt as _, path::Path};
 use portcullis::wire::Limits;
 use portcullis_tests::{TestHouse, Web};
 use serde_json::Value;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
-use crate::http::{Answer, ask};
+use crate::http::{Answer, answers, ask};
 
 const POLICY: &str = r#"
 [workload]
@@ -109,7 +110,15 @@ async fn bodies_are_signed_where_the_service_asks_for_it() {
     assert!(seen[0]["headers"].to_string().contains("UNSIGNED-PAYLOAD"), "{seen:?}");
     // Others do not.
     let (web, house) = service("execute-api", limits());
-    let answer = ask(&house, "PUT", "/large", "", &large).await;
+    let mut client = house.connect();
+    let head = format!(
+        "PUT /large HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Length: {}\r\n\r\n",
+        large.len()
+    );
+    client.write_all(head.as_bytes()).await.unwrap();
+    let mut out = Vec::new();
+    client.read_to_end(&mut out).await.unwrap();
+    let answer = answers(&out).remove(0);
     assert_eq!(answer.status, 413, "{answer:?}");
     assert!(answer.problem()["detail"].as_str().unwrap().contains("the signature needs the whole body"));
     accepted(&ask(&house, "PUT", "/small", "", b"hello").await);
@@ -141,18 +150,17 @@ async fn keys_that_change_are_noticed_and_a_refusal_is_passed_on() {
     let (web, house) = service("execute-api", Limits::default());
     accepted(&ask(&house, "GET", "/x", "", b"").await);
     // On one connection, whose keys end between two requests.
-    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
     let mut client = house.connect();
     client.write_all(b"GET /one HTTP/1.1\r\nHost: localhost\r\n\r\n").await.unwrap();
     let mut out = Vec::new();
-    while crate::http::answers(&out).is_empty() {
+    while answers(&out).is_empty() {
         assert!(client.read_buf(&mut out).await.unwrap() > 0);
     }
     keys(&web, "ASIANEXT", "another/secret", "another//token");
     credential(&web, "ASIANEXT", "another/secret", "another//token");
     client.write_all(b"GET /two HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").await.unwrap();
     client.read_to_end(&mut out).await.unwrap();
-    assert_eq!(crate::http::answers(&out).iter().map(|answer| answer.status).collect::<Vec<_>>(), [200, 200]);
+    assert_eq!(answers(&out).iter().map(|answer| answer.status).collect::<Vec<_>>(), [200, 200]);
     let before = seen(&web).len();
     assert_eq!(before, 4, "one more for the key that had ended");
     // Where there is no other key, 403 is an answer like any other.

@@ -73,8 +73,8 @@ pub enum Misplaced {
     )]
     Body,
     /// The secret has characters that its place does not take.
-    #[error("a secret cannot stand in place of {PLACEHOLDER}{0}")]
-    Value(String),
+    #[error("a secret cannot stand in place of its placeholder in a header field")]
+    Value,
 }
 
 /// Where a placeholder was found.
@@ -300,7 +300,7 @@ fn rewrite_fields(headers: &mut HeaderMap, resolve: &mut Resolve<'_>) -> Result<
             None if has(value.as_bytes()) => replace(value.as_bytes(), at, resolve, plain)?,
             None => continue,
         };
-        let mut filled = HeaderValue::from_bytes(&text).map_err(|_| Misplaced::Value(String::new()))?;
+        let mut filled = HeaderValue::from_bytes(&text).map_err(|_| Misplaced::Value)?;
         filled.set_sensitive(true);
         *value = filled;
     }
