@@ -8,8 +8,8 @@ import java.time.Duration;
 import java.util.stream.IntStream;
 
 /**
- * An HTTP client in Java, as an agent would write one. Arguments: the URL, the version of HTTP to ask for, and the one that
- * is to be spoken. Prints `ok`.
+ * An HTTP client in Java, as an agent would write one. Arguments: the URL, the version of HTTP to ask for, and the one
+ * that is to be spoken. Prints `ok`.
  */
 public class JavaClient {
     static void check(boolean is, Object what) {

@@ -14,7 +14,8 @@ use crate::{
     web::{POLICY, record},
 };
 
-/// Everything that a client sent had the credential in the place of its own, and nothing of a refused request came through.
+/// Everything that a client sent had the credential in the place of its own, and nothing of a refused request came
+/// through.
 fn all_of_it_is_right(web: &Web, daemon: &Daemon, requests: usize) {
     let seen = web.seen().unwrap();
     assert_eq!(seen.len(), requests, "{seen:?}");

@@ -8,8 +8,8 @@ use p12_keystore::{Certificate, KeyStore, KeyStoreEntry};
 
 use crate::{config::Settings, launch::environment::STORE_PASSWORD, net::RuntimeCa};
 
-/// Rounds for the keys of the store's encryption and checksum. What it holds is public, and each start of a JVM pays for
-/// them: the least that RFC 8018, section 4.2, recommends.
+/// Rounds for the keys of the store's encryption and checksum. What it holds is public, and each start of a JVM pays
+/// for them: the least that RFC 8018, section 4.2, recommends.
 const ROUNDS: u32 = 1000;
 
 /// Writes both: the host's roots and the daemon's own authority.

@@ -71,7 +71,7 @@ pub fn features() -> (Features, Vec<Finding>) {
     let landlock = attempts::landlock_version();
     let mut features = Features { landlock, unix_hooks: None, lsm: None };
     let mut findings = hooks(&mut features);
-    findings.extend([landlock_finding(landlock), seccomp(), cgroups()]);
+    findings.extend([landlock_finding(landlock), seccomp(), cgroups(), names()]);
     (features, findings)
 }
 
@@ -174,6 +174,30 @@ fn seccomp() -> Finding {
     )
 }
 
+/// Which resolvers find names in a session, where UDP is shut.
+fn names() -> Finding {
+    names_by(&std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default())
+}
+
+fn names_by(resolv_conf: &str) -> Finding {
+    const CHECK: &str = "names";
+    if over_tcp(resolv_conf) {
+        return Finding::closed(CHECK, "resolvers ask over TCP, but for musl's, which never does");
+    }
+    Finding::cannot(
+        CHECK,
+        "in sessions, who asks glibc asks over TCP",
+        "Go without cgo finds no names in a session, nor does musl",
+        "`options use-vc` in /etc/resolv.conf, by which Go asks over TCP; for musl, names in /etc/hosts",
+    )
+}
+
+/// Whether resolv.conf(5) says so: of several lines of options all hold.
+fn over_tcp(resolv_conf: &str) -> bool {
+    let mut lines = resolv_conf.lines().map(str::split_whitespace);
+    lines.any(|mut words| words.next() == Some("options") && words.any(|word| word == "use-vc"))
+}
+
 fn cgroups() -> Finding {
     match cgroup::root() {
         Ok(root) => Finding::closed("cgroup tree", root.display().to_string()),
@@ -183,5 +207,25 @@ fn cgroups() -> Finding {
             "there is nothing to attach hooks to",
             "mount one: mount -t cgroup2 cgroup2 /sys/fs/cgroup/unified",
         ),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::doctor::Grade;
+
+    #[test]
+    fn resolvers_ask_over_tcp_where_the_options_say_so() {
+        for (text, grade) in [
+            ("nameserver 192.0.2.53\noptions use-vc\n", Grade::Closed),
+            ("options ndots:2\noptions edns0 use-vc trust-ad", Grade::Closed),
+            ("nameserver 192.0.2.53\n", Grade::Cannot),
+            ("# options use-vc\noptions no-use-vc", Grade::Cannot),
+            ("search use-vc", Grade::Cannot),
+            ("", Grade::Cannot),
+        ] {
+            assert_eq!(names_by(text).grade, grade, "{text}");
+        }
     }
 }

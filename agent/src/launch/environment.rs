@@ -136,11 +136,11 @@ const BUNDLES: &[&str] = &[
     "CLOUDSDK_CORE_CUSTOM_CA_CERTS_FILE",
 ];
 
-/// Options for every JVM: those of the session stand behind the caller's, and of an option that stands twice the last holds.
+/// Options for every JVM. Those of a session stand behind the caller's: of an option that stands twice the last holds.
 const JAVA_OPTIONS: &str = "JAVA_TOOL_OPTIONS";
 
-/// Password of Java's trust store. What is in it is public, but a JVM that is given no password takes nothing from it; this
-/// one is what Java's own stores have.
+/// Password of Java's trust store. What is in it is public, but a JVM that is given no password takes nothing from it;
+/// this one is what Java's own stores have.
 pub const STORE_PASSWORD: &str = "changeit";
 
 /// What the daemon knows about a session, for its variables.
@@ -203,8 +203,8 @@ pub fn variables(facts: &Facts<'_>) -> BTreeMap<String, String> {
     out
 }
 
-/// <https://docs.oracle.com/en/java/javase/17/security/java-secure-socket-extension-jsse-reference-guide.html>, "Customizing
-/// the Default Keystores and Truststores".
+/// <https://docs.oracle.com/en/java/javase/17/security/java-secure-socket-extension-jsse-reference-guide.html>,
+/// "Customizing the Default Keystores and Truststores".
 fn java_options(store: &Path) -> String {
     let option = |name: &str, value: &str| match value.contains(char::is_whitespace) {
         // The JVM cuts at white space outside of quotes.

@@ -4,6 +4,7 @@
 //! carries nothing out: none of it is passed on, and what is asked upstream is a name of the policy. Of a name's addresses
 //! what was answered is remembered for a while, so that a connection to one of them finds its upstream after the name has
 //! moved on. UDP is shut for governed processes; glibc asks over TCP, because its options in the environment say so.
+//! Go's own resolver does where resolv.conf(5) says so, and musl's never does.
 
 use std::{
     collections::HashMap,

@@ -82,8 +82,9 @@ pub struct Request {
     parts: SmallVec<[Part; 2]>,
 }
 
-/// Whether an Upgrade field offers nothing but HTTP/2 in the clear, as Java's client does by itself. That is declined by going
-/// on in HTTP/1.1 (RFC 9110, section 7.8; RFC 9113, section 3.1, has no such upgrade any more); its fields go no further.
+/// Whether an Upgrade field offers nothing but HTTP/2 in the clear, as Java's client does by itself. It is declined by
+/// going on in HTTP/1.1 (RFC 9110, section 7.8; RFC 9113, section 3.1, has no such upgrade any more). Its fields go no
+/// further.
 fn is_h2c(offer: &http::HeaderValue) -> bool {
     offer.to_str().is_ok_and(|offer| offer.split(',').all(|one| one.trim().eq_ignore_ascii_case("h2c")))
 }
