@@ -4,6 +4,7 @@
 mod claims;
 mod languages;
 mod secrecy;
+mod streams;
 mod waiting;
 mod web;
 

@@ -86,7 +86,8 @@ pub async fn serve(client: BoxIo, cx: &Arc<ConnectionCx>) -> Result<Ended, Sessi
             Version::Http1 => {
                 let io = TokioIo::new(Guarded::new(io, wrong));
                 let mut builder = http1::Builder::new();
-                builder.timer(TokioTimer::new()).header_read_timeout(HEAD_TIME).pipeline_flush(true);
+                // Not with `pipeline_flush`: whatever comes would be buffered then, however slowly the client reads.
+                builder.timer(TokioTimer::new()).header_read_timeout(HEAD_TIME);
                 builder.serve_connection(io, answer).await
             }
             Version::Http2 => {
