@@ -94,6 +94,11 @@ fn http() {
 }
 
 #[test]
+fn protobuf() {
+    run("protobuf", protocol::http::fuzz::protobuf);
+}
+
+#[test]
 fn glob() {
     run("glob", |data| action::glob::fuzz::glob(&String::from_utf8_lossy(data)));
 }

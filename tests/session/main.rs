@@ -14,6 +14,7 @@ mod masks;
 mod names;
 mod readings;
 mod refuse;
+mod versions;
 mod wild;
 
 use portcullis_tests::Postgres;
