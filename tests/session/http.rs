@@ -298,6 +298,8 @@ async fn only_the_upstreams_own_names_are_served() {
     let answers = exchange(&house, both.as_bytes()).await;
     assert_eq!(answers.iter().map(|answer| answer.status).collect::<Vec<_>>(), [200, 421]);
     let upgrade = "GET /x HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade, close\r\nUpgrade: websocket\r\n\r\n";
+    assert_eq!(exchange(&house, upgrade.as_bytes()).await[0].status, 426);
+    let upgrade = upgrade.replace("websocket", "h2c");
     assert_eq!(exchange(&house, upgrade.as_bytes()).await[0].status, 501);
 }
 

@@ -15,6 +15,7 @@ mod names;
 mod readings;
 mod refuse;
 mod versions;
+mod websocket;
 mod wild;
 
 use portcullis_tests::Postgres;

@@ -1,14 +1,17 @@
 //! One request: whom it is for, what the gate says, and what comes back.
 
 use std::{
-    sync::{Arc, OnceLock},
+    sync::{Arc, Mutex, OnceLock, PoisonError, atomic::Ordering},
     time::Instant,
 };
 
 use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, Response, StatusCode, header};
 use http_body_util::BodyExt;
-use hyper::{body::Body as _, body::Incoming};
+use hyper::{
+    body::{Body as _, Incoming},
+    upgrade::OnUpgrade,
+};
 
 use super::{
     body::Report,
@@ -16,16 +19,17 @@ use super::{
     guarded::Wrong,
     outgoing::{self, Outgoing},
     request::{self, Request, RequestError},
-    respond::respond,
+    respond::{respond, respond_upgrade},
     serve::hosts,
     strict,
-    upstream::{Sends, Upstream, UpstreamError, Version},
+    upstream::{Keep, Sends, Upstream, UpstreamError, Version},
+    websocket::{self, Channel, Offer},
 };
 use crate::{
     action::{Action, Body, ProtocolId, Target},
     mask::Hits,
     policy::Decision,
-    session::{Begun, Command, ConnectionCx, Gate, Lasting, NetError, Standing},
+    session::{Begun, Command, ConnectionCx, DataRight, Gate, Lasting, NetError, Standing},
     wire::Charge,
 };
 
@@ -49,6 +53,8 @@ pub struct Connection {
     pub version: Version,
     /// Where permitted requests go.
     pub upstream: Upstream,
+    /// What becomes of the connection once both sides have agreed to an upgrade.
+    pub channel: Mutex<Option<Channel>>,
 }
 
 impl Connection {
@@ -78,7 +84,7 @@ impl Connection {
         }
         let request = Request::read(&head, &self.cx.upstream.credential, &self.cx.upstream.routes);
         match request.and_then(|request| self.is_for_us(&request).map(|address| (request, address))) {
-            Ok((request, address)) => self.judge(request, body, &address).await,
+            Ok((request, address)) => self.judge(request, body, head.extensions.remove(), &address).await,
             Err(RequestError::Host) => {
                 let text = RequestError::Host.to_string();
                 self.refuse(Problem::new(StatusCode::MISDIRECTED_REQUEST, "Misdirected request", text), "http host")
@@ -86,6 +92,10 @@ impl Connection {
             }
             Err(error @ RequestError::Upgrade) => {
                 let problem = Problem::new(StatusCode::NOT_IMPLEMENTED, "Not implemented", error.to_string());
+                self.refuse(problem, "http upgrade").await
+            }
+            Err(error @ RequestError::WebSocketVersion) => {
+                let problem = Problem::new(StatusCode::UPGRADE_REQUIRED, "Upgrade required", error.to_string());
                 self.refuse(problem, "http upgrade").await
             }
             Err(error) => self.refuse(Problem::bad_request(error.to_string()), "http request").await,
@@ -129,7 +139,7 @@ impl Connection {
         Err(Box::new(problem))
     }
 
-    async fn judge(&self, mut request: Request, body: Incoming, address: &str) -> Answered {
+    async fn judge(&self, mut request: Request, body: Incoming, client: Option<OnUpgrade>, address: &str) -> Answered {
         let (sends, hits, _held_memory) = match self.sends(&mut request, body).await {
             Ok(sends) => sends,
             Err((problem, rule)) => return self.refuse(problem, rule).await,
@@ -153,10 +163,18 @@ impl Connection {
             Ok(permit) => permit,
             Err(refusal) => return Err(Box::new(Problem::refused(&refusal, hold.as_deref()))),
         };
-        let (seq, started) = (permit.seq(), Instant::now());
+        let (seq, right, started) = (permit.seq(), permit.data_right(), Instant::now());
         let sent = self.upstream.send(&self.cx, address, permit, &request, &judged, sends).await;
         match sent {
             Ok((response, keep)) => {
+                if let (Some(offer), Some(client), 101) = (&request.offer, client, response.status().as_u16()) {
+                    let upgraded = self.upgrade(offer, client, response, keep, (right, started));
+                    return upgraded.map_err(|why| {
+                        let report = Report::new(Arc::clone(&self.cx), seq, StatusCode::BAD_GATEWAY, started);
+                        report.end(Some(why));
+                        Box::new(Problem::upstream(format!("the upstream's upgrade is not passed on: {why}")))
+                    });
+                }
                 let mut report = Report::new(Arc::clone(&self.cx), seq, response.status(), started);
                 report.masked(&hits);
                 respond(&request, response, keep, report).await.map_err(Box::new)
@@ -177,6 +195,25 @@ impl Connection {
                 Err(Box::new(problem))
             }
         }
+    }
+
+    /// Both sides agree to WebSocket: what follows on this connection are its frames.
+    fn upgrade(
+        &self,
+        offer: &Offer,
+        client: OnUpgrade,
+        mut response: Response<Incoming>,
+        keep: Keep,
+        (right, started): (DataRight, Instant),
+    ) -> Result<Response<AnyBody>, &'static str> {
+        websocket::check_answer(offer, response.headers())?;
+        let upstream = hyper::upgrade::on(&mut response);
+        let answer = respond_upgrade(offer, std::mem::take(response.headers_mut()), &self.cx);
+        let channel = Channel { cx: Arc::clone(&self.cx), client, upstream, keep, right, started };
+        *self.channel.lock().unwrap_or_else(PoisonError::into_inner) = Some(channel);
+        // Before the client can have read that it may go on.
+        self.wrong.upgraded.store(true, Ordering::Release);
+        Ok(answer)
     }
 
     /// The body as it will be sent, and what was masked in it. It is read now where a rule asks for it, a person must

@@ -8,6 +8,7 @@ use super::{
     guard::{Guard, HEAD_MAX, Violation},
     masker::Masker,
     path,
+    websocket::frames::{self, Event, Kind, Sender, Walker},
 };
 use crate::{
     action::{Detector, MaskSpec, MaskWith},
@@ -39,6 +40,68 @@ pub fn http(data: &[u8]) {
             assert!(!reading.split('/').any(|segment| matches!(segment, "." | "..")), "{reading} has dots");
         }
     }
+}
+
+/// A message of WebSocket as it was read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Said {
+    /// UTF-8.
+    Text(Vec<u8>),
+    /// Anything.
+    Binary(Vec<u8>),
+}
+
+/// Who sends the frames that [`websocket`] reads: the first bit of the first byte tells.
+#[must_use]
+pub fn is_from_client(data: &[u8]) -> bool {
+    data.first().is_none_or(|first| first & 1 == 0)
+}
+
+/// Reads the bytes behind the first as frames of WebSocket, and returns their messages, for another reader to find as well.
+///
+/// However they are cut, the same comes of them; text is UTF-8, and nothing is longer than it may be. What is written as
+/// frames is read as what it was.
+pub fn websocket(data: &[u8]) -> Vec<Said> {
+    const MOST: usize = 1 << 12;
+    let (choice, stream) = data.split_first().map_or((0, data), |(first, rest)| (usize::from(*first), rest));
+    let sender = if is_from_client(data) { Sender::Client } else { Sender::Server };
+    let read = |stream: &[u8], piece: usize| {
+        let (mut walker, mut input, mut events) = (Walker::new(sender, MOST), BytesMut::new(), Vec::new());
+        for piece in stream.chunks(piece.max(1)) {
+            input.extend_from_slice(piece);
+            loop {
+                match walker.feed(&mut input) {
+                    Ok(Some(event)) => events.push(event),
+                    Ok(None) => break,
+                    Err(violation) => return (events, Err(violation)),
+                }
+                assert!(walker.held() <= 2 * MOST, "what is kept is bounded");
+            }
+        }
+        (events, Ok(()))
+    };
+    let whole = read(stream, stream.len());
+    assert_eq!(read(stream, choice / 2 % 13 + 1), whole, "a cut changes nothing");
+    let mask = (sender == Sender::Client).then_some([1, 2, 3, 250]);
+    if stream.len() <= MOST {
+        let kind = if std::str::from_utf8(stream).is_ok() { Kind::Text } else { Kind::Binary };
+        let written = [frames::message(kind, stream, mask), frames::closing(Some(1000), "", mask)].concat();
+        let events = vec![Event::Message(kind, stream.to_vec()), Event::Close(Some(1000), String::new())];
+        assert_eq!(read(&written, choice / 2 % 13 + 1), (events, Ok(())), "what is written is read");
+    }
+    let mut messages = Vec::new();
+    for event in whole.0 {
+        match event {
+            Event::Message(kind, content) => {
+                assert!(content.len() <= MOST, "nothing is longer than it may be");
+                assert!(kind == Kind::Binary || std::str::from_utf8(&content).is_ok(), "text is UTF-8");
+                messages.push(if kind == Kind::Text { Said::Text(content) } else { Said::Binary(content) });
+            }
+            Event::Ping(content) => assert!(content.len() <= frames::CONTROL_MAX, "a ping is short"),
+            Event::Pong | Event::Close(..) => {}
+        }
+    }
+    messages
 }
 
 fn feed(stream: &[u8], piece: usize) -> (Vec<u8>, Option<Violation>) {

@@ -7,11 +7,14 @@
 //! The credential goes in on the way upstream, in the place that the policy says; what the client has there is taken out.
 //!
 //! Refused: requests with more than one reading (`guard`, `strict`), names that are not the upstream's in SNI or Host,
-//! CONNECT, upgrades (WebSocket, h2c), responses in encodings that are not known, request fields that send a request
+//! CONNECT, upgrades but to WebSocket, responses in encodings that are not known, request fields that send a request
 //! elsewhere. Taken out: ranges, trailers of requests, fields of one connection, `Alt-Svc`.
 //!
 //! Masked: JSON by place, and JSON, server-sent events, messages of gRPC, text and header fields by detectors and known
 //! secrets (`masker`); encoded bodies are decoded for it and encoded again (`coding`).
+//!
+//! WebSocket begins with a request of HTTP/1.1 that is judged as its GET and as `execute WEBSOCKET /path`; its messages are
+//! masked as bodies are, and each is recorded (`websocket`).
 //!
 //! A refusal is 403 with problem details (RFC 9457) that name rule and reason, or a status of gRPC; the connection goes on. A hold keeps the
 //! request waiting, without a word; its body is read before, and is part of what is approved. Limits: heads of 64 KiB, 96
@@ -32,6 +35,7 @@ mod respond;
 mod serve;
 mod strict;
 mod upstream;
+mod websocket;
 
 pub use request::classify;
 
