@@ -6,6 +6,7 @@ mod compiled;
 mod languages;
 mod llm;
 mod secrecy;
+mod streams;
 mod waiting;
 mod web;
 

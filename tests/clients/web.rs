@@ -271,6 +271,23 @@ fn requests_httpx_and_aiohttp() {
 }
 
 #[test]
+fn websockets() {
+    let lib = tools().join("python/lib");
+    let server = Web::start_script(include_str!("../session/websocket_server.py"), &site(&lib)).unwrap();
+    let policy = POLICY.replace("\"write\"]", "\"write\", \"execute\"]");
+    let daemon = Daemon::start(&server, &policy).unwrap();
+    let packages = copy(&daemon, &lib, "python");
+    let file = daemon.path("websocket_client.py");
+    fs::write(&file, include_str!("websocket_client.py")).unwrap();
+    let arguments = ["-B", &file.display().to_string(), &format!("wss://localhost:{}", server.port())];
+    let mut command = daemon.governed("/usr/bin/python3", &arguments).unwrap();
+    run(&daemon, command.env("PYTHONPATH", site(&packages)));
+    let record = record(&daemon);
+    assert_eq!(record.matches("WebSocket text from the workload").count(), 4 + 500, "{record:.2000}");
+    assert!(record.contains("5 messages from the workload, 5 to it, 1 pings") && !record.contains(PASSWORD));
+}
+
+#[test]
 fn git_clones() {
     let web = Web::start().unwrap();
     let daemon = Daemon::start(&web, POLICY).unwrap();

@@ -1,6 +1,9 @@
 //! The seeds of the fuzz targets, and simple changes to them, as a plain test: what a fuzzer found once stays found.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+#[path = "../fuzz/oracle.rs"]
+mod oracle;
+
 use std::{fs, path::Path};
 
 use portcullis::{
@@ -101,6 +104,16 @@ fn json() {
 #[test]
 fn http() {
     run("http", protocol::http::fuzz::http);
+}
+
+#[test]
+fn protobuf() {
+    run("protobuf", protocol::http::fuzz::protobuf);
+}
+
+#[test]
+fn websocket() {
+    run("websocket", oracle::websocket);
 }
 
 #[test]

@@ -18,6 +18,8 @@ mod placeholders;
 mod readings;
 mod refuse;
 mod sigv4;
+mod versions;
+mod websocket;
 mod wild;
 
 use portcullis_tests::Postgres;

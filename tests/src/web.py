@@ -54,9 +54,25 @@ class Handler(BaseHTTPRequestHandler):
             time.sleep(pause)
         self.wfile.write(b"0\r\n\r\n")
 
+    def discard(self):
+        """Reads a body, and keeps nothing of it; its length."""
+        if "Content-Length" in self.headers:
+            length = left = int(self.headers["Content-Length"])
+            while left:
+                left -= len(self.rfile.read(min(left, 1 << 16)))
+            return length
+        length = 0
+        while size := int(self.rfile.readline(), 16):
+            length += len(self.rfile.read(size))
+            self.rfile.readline()
+        self.rfile.readline()
+        return length
+
     def do(self):
-        body = self.body()
         url = urlsplit(self.path)
+        if url.path == "/discard":
+            return self.send(200, "text/plain", b"%d" % self.discard())
+        body = self.body()
         query = {name: values[0] for name, values in parse_qs(url.query).items()}
         seen = {
             "method": self.command,
@@ -102,7 +118,9 @@ class Handler(BaseHTTPRequestHandler):
         elif url.path == "/redirect":
             self.send(302, None, b"", [("Location", query["to"])])
         elif url.path == "/large":
-            self.stream("application/octet-stream", (b"x" * 65536 for _ in range(16 * int(query["mib"]))))
+            part = b"some words and a number, 12, " * 2258 + b"to someone@example.com, and to nobody else, so, the end"[:54]
+            kind = query.get("type", "application/octet-stream")
+            self.stream(kind, (part for _ in range(16 * int(query["mib"]))))
         else:
             self.send(200, "text/plain", b"fine", [("Alt-Svc", 'h3=":443"')])
 

@@ -286,6 +286,8 @@ pub struct HttpFacts {
     pub query: BTreeMap<String, Option<String>>,
     /// Header fields by name in lower case, those of one name joined by `, `. Without credentials.
     pub headers: BTreeMap<String, String>,
+    /// The protocol that it would go on with, `websocket`; empty for none.
+    pub upgrade: String,
     /// Its body.
     pub body: Body,
     /// What it asks of a model.

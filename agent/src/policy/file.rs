@@ -288,7 +288,7 @@ pub(super) struct Rule {
     /// Globs over targets that the rule does not match.
     pub(super) except: Option<At<Vec<At<String>>>>,
     /// A CEL expression over `sql` (`verb`, `has_where`, `has_limit`, `tables`, `functions`, `statements`, `text`, `params`) or `http`
-    /// (`method`, `host`, `path`, `query`, `headers`, `body_json`) or `llm` (`api`, `model`, `stream`, `max_tokens`, `tools`, `prompt`,
+    /// (`method`, `host`, `path`, `query`, `headers`, `upgrade`, `body_json`) or `llm` (`api`, `model`, `stream`, `max_tokens`, `tools`, `prompt`,
     /// `injection`), `workload`, `session` (`intent`), `upstream` and `database`.
     pub(super) when: Option<At<String>>,
     /// What to do.

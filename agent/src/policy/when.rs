@@ -26,7 +26,7 @@ static ENV: LazyLock<Arc<Env>> = LazyLock::new(|| Arc::new(Env::stdlib().with_op
 
 const VARIABLES: &[&str] = &["sql", "http", "llm", "workload", "session", "upstream", "database"];
 const SQL: &[&str] = &["verb", "has_where", "has_limit", "tables", "functions", "statements", "text", "params"];
-const HTTP: &[&str] = &["method", "host", "path", "query", "headers", "body_json"];
+const HTTP: &[&str] = &["method", "host", "path", "query", "headers", "upgrade", "body_json"];
 const LLM: &[&str] = &["api", "model", "stream", "max_tokens", "tools", "prompt", "injection"];
 const SESSION: &[&str] = &["intent"];
 const FUNCTIONS: &[&str] =
@@ -220,6 +220,7 @@ impl CelFacts {
             ("path", Value::from(http.path.as_str())),
             ("query", Value::from(query.collect::<HashMap<String, Value>>())),
             ("headers", Value::from(headers.collect::<HashMap<String, Value>>())),
+            ("upgrade", Value::from(http.upgrade.as_str())),
         ]);
         match &http.body {
             Body::None => facts.insert("body_json", Value::Null),

@@ -109,6 +109,7 @@ fn requests_have_facts() {
         path: "/pay".into(),
         query: [("a".to_owned(), Some("1".to_owned())), ("twice".to_owned(), None)].into(),
         headers: [("x-from".to_owned(), "here".to_owned())].into(),
+        upgrade: "websocket".into(),
         body: Body::Json(serde_json::json!({"amount": 100, "price": 1.5, "items": [{"id": "x"}], "none": null})),
         llm: None,
     };
@@ -116,6 +117,7 @@ fn requests_have_facts() {
     facts.add_http(&http);
     for (text, verdict) in [
         ("http.method == 'POST' && http.path == '/pay'", Verdict::True),
+        ("http.upgrade == 'websocket'", Verdict::True),
         ("http.body_json.amount > 100", Verdict::False),
         ("http.body_json.amount == 100", Verdict::True),
         ("http.body_json.price > 1.0", Verdict::True),

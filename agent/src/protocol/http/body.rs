@@ -26,7 +26,7 @@ use crate::{
 };
 
 /// How much of a body the record keeps.
-const SAMPLE: usize = 4 << 10;
+pub const SAMPLE: usize = 4 << 10;
 
 /// What a client's library is told when a body cannot go on.
 pub type BodyError = Box<dyn std::error::Error + Send + Sync>;
@@ -203,7 +203,7 @@ impl Pipe {
 }
 
 /// Keeps the beginning.
-fn show(sample: &mut Vec<u8>, piece: &[u8]) {
+pub fn show(sample: &mut Vec<u8>, piece: &[u8]) {
     let room = SAMPLE.saturating_sub(sample.len());
     sample.extend_from_slice(&piece[..piece.len().min(room)]);
 }

@@ -327,6 +327,17 @@ mod tests {
     }
 
     #[test]
+    fn a_window_of_zstd_has_a_largest_size() {
+        use std::io::Write as _;
+        for (log, expected) in [(ZSTD_WINDOW, Ok(b"one two".to_vec())), (ZSTD_WINDOW + 1, Err(CodingError::Invalid))] {
+            let mut encoder = zstd::Encoder::new(Vec::new(), 1).unwrap();
+            encoder.window_log(log).unwrap();
+            encoder.write_all(b"one two").unwrap();
+            assert_eq!(decoded(Coding::Zstd, &[&encoder.finish().unwrap()]), expected, "a window of 2^{log}");
+        }
+    }
+
+    #[test]
     fn a_client_is_asked_for_what_can_be_decoded() {
         for (asked, sent) in [
             ("gzip, deflate, br, zstd", "gzip, deflate, br, zstd"),

@@ -90,6 +90,9 @@ impl Problem {
         if self.status == StatusCode::BAD_REQUEST {
             headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
+        if self.status == StatusCode::UPGRADE_REQUIRED {
+            headers.insert(header::SEC_WEBSOCKET_VERSION, HeaderValue::from_static(super::websocket::VERSION));
+        }
         response
     }
 

@@ -2,7 +2,7 @@
 
 use std::{
     sync::{
-        Arc, OnceLock,
+        Arc, Mutex, OnceLock, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
     time::Instant,
@@ -11,7 +11,10 @@ use std::{
 use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, Response, StatusCode, header};
 use http_body_util::BodyExt;
-use hyper::{body::Body as _, body::Incoming};
+use hyper::{
+    body::{Body as _, Incoming},
+    upgrade::OnUpgrade,
+};
 
 use super::{
     body::Report,
@@ -21,16 +24,17 @@ use super::{
     outgoing::{self, Outgoing},
     placeholder::{self, Watched},
     request::{self, Request, RequestError},
-    respond::respond,
+    respond::{respond, respond_upgrade},
     serve::hosts,
     sigv4, strict,
-    upstream::{Judged, Sends, Upstream, UpstreamError, Version},
+    upstream::{Judged, Keep, Sends, Upstream, UpstreamError, Version},
+    websocket::{self, Channel, Offer},
 };
 use crate::{
     action::{Action, Body, ProtocolId, Target},
     mask::Hits,
     policy::Decision,
-    session::{Begun, Command, ConnectionCx, Gate, Lasting, NetError, Standing},
+    session::{Begun, Command, ConnectionCx, DataRight, Gate, Lasting, NetError, Standing},
     wire::Charge,
 };
 
@@ -56,6 +60,8 @@ pub struct Connection {
     pub upstream: Upstream,
     /// What is spoken within HTTP.
     pub lens: Option<Arc<dyn Lens>>,
+    /// What becomes of the connection once both sides have agreed to an upgrade.
+    pub channel: Mutex<Option<Channel>>,
 }
 
 impl Connection {
@@ -92,7 +98,7 @@ impl Connection {
         match request.and_then(|request| self.is_for_us(&request).map(|address| (request, address))) {
             Ok((mut request, address)) => {
                 request.spoken_as(self.protocol());
-                self.judge(request, body, &address).await
+                self.judge(request, body, head.extensions.remove(), &address).await
             }
             Err(RequestError::Host) => {
                 let text = RequestError::Host.to_string();
@@ -103,6 +109,10 @@ impl Connection {
                 let rule = if error == RequestError::Upgrade { "http upgrade" } else { "http signature" };
                 let problem = Problem::new(StatusCode::NOT_IMPLEMENTED, "Not implemented", error.to_string());
                 self.refuse(problem, rule).await
+            }
+            Err(error @ RequestError::WebSocketVersion) => {
+                let problem = Problem::new(StatusCode::UPGRADE_REQUIRED, "Upgrade required", error.to_string());
+                self.refuse(problem, "http upgrade").await
             }
             Err(error) => self.refuse(Problem::bad_request(error.to_string()), "http request").await,
         }
@@ -149,7 +159,7 @@ impl Connection {
         Err(Box::new(problem))
     }
 
-    async fn judge(&self, mut request: Request, body: Incoming, address: &str) -> Answered {
+    async fn judge(&self, mut request: Request, body: Incoming, client: Option<OnUpgrade>, address: &str) -> Answered {
         let lens = self.lens.as_ref().filter(|lens| lens.takes(&request));
         let (sends, hits, _held_memory) = match self.sends(&mut request, body, lens.is_some()).await {
             Ok(sends) => sends,
@@ -188,7 +198,7 @@ impl Connection {
             Ok(permit) => permit,
             Err(refusal) => return Err(Box::new(Problem::refused(&refusal, hold.as_deref()))),
         };
-        let (seq, started) = (permit.seq(), Instant::now());
+        let (seq, right, started) = (permit.seq(), permit.data_right(), Instant::now());
         if let Some(Err(problem)) = taken.as_mut().map(|taken| taken.goes(seq)) {
             return Err(Box::new(problem));
         }
@@ -198,6 +208,14 @@ impl Connection {
         let sent = self.upstream.send(&self.cx, address, permit, judged, sends).await;
         match sent {
             Ok((response, keep)) => {
+                if let (Some(offer), Some(client), 101) = (&request.offer, client, response.status().as_u16()) {
+                    let upgraded = self.upgrade(offer, client, response, keep, (right, started));
+                    return upgraded.map_err(|why| {
+                        let report = Report::new(Arc::clone(&self.cx), seq, StatusCode::BAD_GATEWAY, started);
+                        report.end(Some(why));
+                        Box::new(Problem::upstream(format!("the upstream's upgrade is not passed on: {why}")))
+                    });
+                }
                 let report = Report::new(Arc::clone(&self.cx), seq, response.status(), started);
                 let mut report = report.watched(watch);
                 report.masked(&hits);
@@ -249,6 +267,25 @@ impl Connection {
             }
             sends => (found, sends),
         }
+    }
+
+    /// Both sides agree to WebSocket: what follows on this connection are its frames.
+    fn upgrade(
+        &self,
+        offer: &Offer,
+        client: OnUpgrade,
+        mut response: Response<Incoming>,
+        keep: Keep,
+        (right, started): (DataRight, Instant),
+    ) -> Result<Response<AnyBody>, &'static str> {
+        websocket::check_answer(offer, response.headers())?;
+        let upstream = hyper::upgrade::on(&mut response);
+        let answer = respond_upgrade(offer, std::mem::take(response.headers_mut()), &self.cx);
+        let channel = Channel { cx: Arc::clone(&self.cx), client, upstream, keep, right, started };
+        *self.channel.lock().unwrap_or_else(PoisonError::into_inner) = Some(channel);
+        // Before the client can have read that it may go on.
+        self.wrong.upgraded.store(true, Ordering::Release);
+        Ok(answer)
     }
 
     /// The body as it will be sent, and what was masked in it. It is read now where a rule asks for it, a person must

@@ -6,10 +6,11 @@
 
 use std::{
     io,
+    mem::MaybeUninit,
     pin::Pin,
     sync::{
         Arc, OnceLock,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     task::{Context, Poll, ready},
 };
@@ -30,6 +31,8 @@ pub struct Wrong {
     pub target: String,
     /// Told once.
     pub violation: OnceLock<Violation>,
+    /// What follows is no request: an upgrade was agreed to, and somebody else looks into all that comes.
+    pub upgraded: AtomicBool,
 }
 
 impl Wrong {
@@ -38,7 +41,7 @@ impl Wrong {
         let mut random = [0; 16];
         aws_lc_rs::rand::fill(&mut random).map_err(|_| io::Error::other("no random numbers"))?;
         let target = format!("/{}", data_encoding::HEXLOWER.encode(&random));
-        Ok(Arc::new(Self { target, violation: OnceLock::new() }))
+        Ok(Arc::new(Self { target, violation: OnceLock::new(), upgraded: AtomicBool::new(false) }))
     }
 }
 
@@ -139,11 +142,18 @@ impl AsyncRead for Guarded {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = &mut *self;
         loop {
+            let upgraded = this.wrong.upgraded.load(Ordering::Acquire);
+            if upgraded && !this.input.is_empty() {
+                this.output.unsplit(this.input.split());
+            }
             if !this.output.is_empty() {
                 let len = this.output.len().min(buf.remaining());
                 buf.put_slice(&this.output[..len]);
                 this.output.advance(len);
                 return Poll::Ready(Ok(()));
+            }
+            if upgraded {
+                return Pin::new(&mut this.io).poll_read(cx, buf);
             }
             match (this.guard.broke(), this.wrong.violation.get()) {
                 (Some(Place::Body), Some(violation)) => {
@@ -153,8 +163,8 @@ impl AsyncRead for Guarded {
                 (Some(_), _) => this.input.clear(),
                 (None, _) => {}
             }
-            let mut piece = [0; PIECE];
-            let mut read = ReadBuf::new(&mut piece);
+            let mut piece = [MaybeUninit::uninit(); PIECE];
+            let mut read = ReadBuf::uninit(&mut piece);
             ready!(Pin::new(&mut this.io).poll_read(cx, &mut read))?;
             if read.filled().is_empty() {
                 return Poll::Ready(Ok(()));

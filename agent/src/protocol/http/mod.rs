@@ -8,11 +8,14 @@
 //! It may be a signature over the request (`sigv4`), and placeholders of the client's own choice (`placeholder`).
 //!
 //! Refused: requests with more than one reading (`guard`, `strict`), names that are not the upstream's in SNI or Host,
-//! CONNECT, upgrades (WebSocket), responses in encodings that are not known, request fields that send a request
+//! CONNECT, upgrades but to WebSocket, responses in encodings that are not known, request fields that send a request
 //! elsewhere. Taken out: ranges, trailers of requests, fields of one connection (an offer of h2c is one), `Alt-Svc`.
 //!
 //! Masked: JSON by place, and JSON, server-sent events, messages of gRPC, text and header fields by detectors and known
 //! secrets (`masker`); encoded bodies are decoded for it and encoded again (`coding`).
+//!
+//! WebSocket begins with a request of HTTP/1.1 that is judged as its GET and as `execute WEBSOCKET /path`; its messages are
+//! masked as bodies are, and each is recorded (`websocket`).
 //!
 //! A refusal is 403 with problem details (RFC 9457) that name rule and reason, or a status of gRPC; the connection goes on. A hold keeps the
 //! request waiting, without a word; its body is read before, and is part of what is approved. Limits: heads of 64 KiB, 96
@@ -37,6 +40,7 @@ mod serve;
 mod sigv4;
 mod strict;
 mod upstream;
+mod websocket;
 
 pub use deny::Problem;
 pub use lens::{Lens, MaskPieces, Taken, Watch};

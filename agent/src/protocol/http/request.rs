@@ -2,7 +2,6 @@
 
 use std::{
     collections::{BTreeMap, HashSet},
-    fmt::Write as _,
     sync::Arc,
 };
 
@@ -15,6 +14,7 @@ use super::{
     coding,
     path::{self, PathError},
     sigv4,
+    websocket::{self, Offer},
 };
 use crate::{
     action::{Action, Body, Clarity, Facts, HttpFacts, LlmFacts, Part, ProtocolId, Target, Verb},
@@ -50,8 +50,14 @@ pub enum RequestError {
     #[error(transparent)]
     Path(#[from] PathError),
     /// It would leave HTTP.
-    #[error("an upgrade to another protocol (as WebSocket) is not spoken here yet")]
+    #[error("an upgrade to another protocol than WebSocket is not spoken here")]
     Upgrade,
+    /// It asks for WebSocket, and not as it must.
+    #[error("{0}")]
+    Handshake(&'static str),
+    /// It asks for another version of WebSocket, or for none.
+    #[error("WebSocket is spoken in version 13 here")]
+    WebSocketVersion,
     /// It is for another host than the connection.
     #[error("the request names a host that this connection is not for")]
     Host,
@@ -78,14 +84,16 @@ pub struct Request {
     /// Name or address that it is for, in lower case, without a port.
     pub host: String,
     protocol: ProtocolId,
-    facts: HttpFacts,
+    /// What it offers, if it would go on as WebSocket.
+    pub offer: Option<Offer>,
+    facts: Arc<HttpFacts>,
     parts: SmallVec<[Part; 2]>,
 }
 
 /// Whether an Upgrade field offers nothing but HTTP/2 in the clear, as Java's client does by itself. It is declined by
 /// going on in HTTP/1.1 (RFC 9110, section 7.8; RFC 9113, section 3.1, has no such upgrade any more). Its fields go no
 /// further.
-fn is_h2c(offer: &http::HeaderValue) -> bool {
+pub fn is_h2c(offer: &http::HeaderValue) -> bool {
     offer.to_str().is_ok_and(|offer| offer.split(',').all(|one| one.trim().eq_ignore_ascii_case("h2c")))
 }
 
@@ -109,9 +117,7 @@ impl Request {
         routes: &[Route],
     ) -> Result<Self, RequestError> {
         let fields = &head.headers;
-        if fields.get_all(header::UPGRADE).iter().any(|offer| !is_h2c(offer)) {
-            return Err(RequestError::Upgrade);
-        }
+        let offer = websocket::offered(head)?;
         if let Some(name) = REROUTES.iter().find(|name| fields.contains_key(**name)) {
             return Err(RequestError::Reroutes(name));
         }
@@ -144,28 +150,45 @@ impl Request {
                 parts.push((Route::verb(routes, &target).unwrap_or(usual), Target::new(target)));
             }
         }
-        let headers = forwarded(fields, credential);
+        // Besides what its GET does: whoever lets all be read has not let a channel be opened.
+        for reading in readings.iter().filter(|_| offer.is_some()) {
+            let target = format!("{} {reading}", websocket::METHOD);
+            parts.push((Route::verb(routes, &target).unwrap_or(Verb::Execute), Target::new(target)));
+        }
+        let mut headers = forwarded(fields, credential);
+        if offer.is_some() {
+            websocket::ask(&mut headers);
+        }
         let facts = HttpFacts {
             method: head.method.as_str().to_owned(),
             host: bare_host(authority),
             path: readings[0].clone(),
             query: parameters,
             headers: shown(&headers),
+            upgrade: if offer.is_some() { "websocket".to_owned() } else { String::new() },
             body: Body::None,
             llm: None,
         };
-        let (protocol, host) = (ProtocolId::Http, facts.host.clone());
-        Ok(Self { method: head.method.clone(), target, headers, host, protocol, facts, parts })
+        Ok(Self {
+            method: head.method.clone(),
+            target,
+            headers,
+            host: facts.host.clone(),
+            protocol: ProtocolId::Http,
+            offer,
+            facts: Arc::new(facts),
+            parts,
+        })
     }
 
     /// Says what is known of its body.
     pub fn set_body(&mut self, body: Body) {
-        self.facts.body = body;
+        Arc::make_mut(&mut self.facts).body = body;
     }
 
     /// What it would do.
     pub fn action(&self) -> Action {
-        let facts = Facts::Http(Arc::new(self.facts.clone()));
+        let facts = Facts::Http(Arc::clone(&self.facts));
         Action { protocol: self.protocol, parts: self.parts.clone(), clarity: Clarity::Parsed, facts }
     }
 
@@ -195,7 +218,7 @@ impl Request {
     /// Judges it as what it asks of a model, not by its method and path.
     pub fn judge_as(&mut self, verb: Verb, target: Target, llm: LlmFacts) {
         self.parts = smallvec::smallvec![(verb, target)];
-        self.facts.llm = Some(llm);
+        Arc::make_mut(&mut self.facts).llm = Some(llm);
     }
 
     /// Has the response sent in no coding.
@@ -205,7 +228,11 @@ impl Request {
 
     /// The head in the bytes in which it is judged: what is sent, less the credential.
     pub fn head(&self) -> Bytes {
-        let mut out = format!("{} {} HTTP/1.1\r\n", self.method, self.target).into_bytes();
+        let fields: usize = self.headers.iter().map(|(name, value)| name.as_str().len() + value.len() + 4).sum();
+        let mut out = Vec::with_capacity(self.target.len() + fields + 32);
+        for piece in [self.method.as_str(), " ", &self.target, " HTTP/1.1\r\n"] {
+            out.extend_from_slice(piece.as_bytes());
+        }
         for (name, value) in &self.headers {
             out.extend_from_slice(name.as_str().as_bytes());
             out.extend_from_slice(b": ");
@@ -236,11 +263,17 @@ impl Request {
 
     /// For people: what is sent, without what a client's own credential says.
     fn text(&self, body: Option<&Bytes>) -> String {
-        let mut out = format!("{} {}\n", self.method, self.target);
+        let fields: usize = self.headers.iter().map(|(name, value)| name.as_str().len() + value.len() + 3).sum();
+        let mut out = String::with_capacity(self.target.len() + fields + body.map_or(0, Bytes::len) + 32);
+        for piece in [self.method.as_str(), " ", &self.target, "\n"] {
+            out.push_str(piece);
+        }
         for (name, value) in &self.headers {
             let hidden = is_credential(name);
             let value = if hidden { "[not recorded]".into() } else { String::from_utf8_lossy(value.as_bytes()) };
-            let _ = writeln!(out, "{name}: {value}");
+            for piece in [name.as_str(), ": ", &value, "\n"] {
+                out.push_str(piece);
+            }
         }
         if let Some(body) = body.filter(|body| !body.is_empty()) {
             out.push('\n');
@@ -489,7 +522,14 @@ pub fn request_of(line: &str, routes: &[Route]) -> Option<Request> {
     let (line, body) = line.split_once("\n\n").unwrap_or((line, ""));
     let mut lines = line.lines();
     let (method, target) = lines.next()?.trim().split_once(' ')?;
-    let mut head = http::Request::builder().method(method).uri(target.trim());
+    let upgrades = method == websocket::METHOD;
+    let mut head = http::Request::builder().method(if upgrades { "GET" } else { method }).uri(target.trim());
+    if upgrades {
+        let fields =
+            [("connection", "upgrade"), ("upgrade", "websocket"), ("sec-websocket-version", websocket::VERSION)];
+        head = fields.into_iter().fold(head, |head, (name, value)| head.header(name, value));
+        head = head.header("sec-websocket-key", data_encoding::BASE64.encode(&[0; 16]));
+    }
     for (name, value) in lines.filter_map(|line| line.split_once(':')) {
         head = head.header(name.trim(), value.trim());
     }

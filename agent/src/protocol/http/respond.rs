@@ -12,8 +12,12 @@ use super::{
     masker::Masker,
     request::Request,
     upstream::Keep,
+    websocket::{self, Offer},
 };
-use crate::mask::{Hits, KnownSecrets, MaskSet, Masked};
+use crate::{
+    mask::{Hits, KnownSecrets, MaskSet, Masked},
+    session::ConnectionCx,
+};
 
 /// Largest response that is masked as a whole, so that its length can be told.
 const WHOLE: u64 = 64 << 10;
@@ -121,6 +125,19 @@ pub async fn respond(
     weaken(&mut head.headers);
     let body = MaskedBody::new(body, keep, Pipe::new(masker, coding), report, mask_trailers);
     Ok(Response::from_parts(head, body.boxed_unsync()))
+}
+
+/// The upstream's answer to an upgrade that it agreed to, masked.
+pub fn respond_upgrade(offer: &Offer, mut fields: HeaderMap, cx: &ConnectionCx) -> Response<AnyBody> {
+    for name in TAKEN {
+        fields.remove(*name);
+    }
+    mask_fields(&mut fields, &cx.masks(), &cx.house.secrets.known());
+    websocket::answer(offer, &mut fields);
+    let mut response = Response::new(nothing());
+    *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+    *response.headers_mut() = fields;
+    response
 }
 
 fn nothing() -> AnyBody {

@@ -2,7 +2,7 @@
 
 use std::{
     convert::Infallible,
-    sync::{Arc, OnceLock},
+    sync::{Arc, Mutex, OnceLock, PoisonError},
     time::Duration,
 };
 
@@ -76,6 +76,7 @@ pub async fn serve(client: BoxIo, cx: &Arc<ConnectionCx>, lens: Option<Arc<dyn L
         version: begun.version,
         upstream: begun.upstream,
         lens,
+        channel: Mutex::default(),
     });
     let answer = service_fn(|request| {
         let connection = Arc::clone(&connection);
@@ -88,8 +89,9 @@ pub async fn serve(client: BoxIo, cx: &Arc<ConnectionCx>, lens: Option<Arc<dyn L
             Version::Http1 => {
                 let io = TokioIo::new(Guarded::new(io, wrong));
                 let mut builder = http1::Builder::new();
-                builder.timer(TokioTimer::new()).header_read_timeout(HEAD_TIME).pipeline_flush(true);
-                builder.serve_connection(io, answer).await
+                // Not with `pipeline_flush`: whatever comes would be buffered then, however slowly the client reads.
+                builder.timer(TokioTimer::new()).header_read_timeout(HEAD_TIME);
+                builder.serve_connection(io, answer).with_upgrades().await
             }
             Version::Http2 => {
                 let mut builder = http2::Builder::new(Tasks(over));
@@ -112,6 +114,10 @@ pub async fn serve(client: BoxIo, cx: &Arc<ConnectionCx>, lens: Option<Arc<dyn L
         outcome = served => outcome,
     };
     let load = |count: &std::sync::atomic::AtomicU64| count.load(std::sync::atomic::Ordering::Relaxed);
+    let channel = connection.channel.lock().unwrap_or_else(PoisonError::into_inner).take();
+    if let (Some(channel), Ok(())) = (channel, &outcome) {
+        Box::pin(async { channel.open().await?.run().await }).await?;
+    }
     match outcome {
         Ok(()) => Ok(Ended { bytes_in: load(&traffic.read), bytes_out: load(&traffic.written) }),
         Err(error) => Err(SessionError::Client(match std::error::Error::source(&error) {

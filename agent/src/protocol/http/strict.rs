@@ -14,7 +14,7 @@ use super::guard::{FIELDS_MAX, Violation};
 pub fn check(head: &mut Parts, encrypted: bool) -> Result<(), Violation> {
     let method = head.method.as_str();
     if head.method == Method::CONNECT {
-        return Err(Violation("CONNECT is refused: there is no proxy here"));
+        return Err(Violation("CONNECT is refused: there is no proxy here, and WebSocket is spoken over HTTP/1.1"));
     }
     if method.len() > 32 || !method.bytes().all(|b| b.is_ascii_uppercase() || b == b'-') {
         return Err(Violation("the method has characters that no method has"));

@@ -435,7 +435,7 @@ async fn connect(cx: &Arc<ConnectionCx>, address: &str, offered: &[Alpn]) -> Res
     } else {
         let handshake = http1::Builder::new().handshake(TokioIo::new(io)).await;
         let (sender, connection) = handshake.map_err(UpstreamError::Broken)?;
-        tasks.execute(async { drop(connection.await) });
+        tasks.execute(async { drop(connection.with_upgrades().await) });
         Sender::Http1(sender)
     };
     let version = if chosen { Version::Http2 } else { Version::Http1 };
