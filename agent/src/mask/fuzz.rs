@@ -143,8 +143,8 @@ fn made_by_masks(masks: &MaskSet, secrets: &KnownSecrets, out: &[u8]) -> bool {
     let mut found = smallvec::SmallVec::new();
     masks.find(out, secrets, &mut found);
     found.iter().all(|found| {
-        // A value ends before the punctuation that stands between it and what was masked.
-        let near = REDACTED.len() + 4;
+        // A value ends before the punctuation that stands between it and what was masked: five dashes, before a key.
+        let near = REDACTED.len() + 5;
         let around = &out[found.start.saturating_sub(near)..out.len().min(found.end + near)];
         contains(around, b"**") || contains(around, REDACTED.as_bytes())
     })
