@@ -24,7 +24,7 @@ fn classify(upstream: &UpstreamSpec, command: &str) -> Action {
 #[test]
 fn examples_decide_as_their_cases_say() {
     let set = PolicySet::load(&folder()).unwrap_or_else(|e| panic!("{:#?}", e.lines().collect::<Vec<_>>()));
-    assert_eq!(set.policies().len(), 6);
+    assert_eq!(set.policies().len(), 7);
     let mut failures = String::new();
     for policy in set.policies() {
         let path = Cases::path_for(policy.file().as_ref());
