@@ -6,7 +6,7 @@ use portcullis::{
     action::{Action, ProtocolId},
     mask::MaskSet,
     policy::{PolicySet, UpstreamSpec, cases::Cases},
-    protocol::http,
+    protocol::{http, llm},
     sql::{self, fuzz::Fixed},
 };
 
@@ -17,6 +17,7 @@ fn folder() -> PathBuf {
 fn classify(upstream: &UpstreamSpec, command: &str) -> Action {
     match upstream.protocol {
         ProtocolId::Http => http::classify(command, &upstream.routes),
+        ProtocolId::Llm => llm::classify(command, &upstream.routes),
         _ => sql::classify(command, &Fixed).action,
     }
 }

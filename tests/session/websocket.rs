@@ -280,14 +280,9 @@ async fn what_the_upstream_sends_in_parts_is_masked_as_a_whole() {
 async fn it_does_not_matter_where_a_stream_is_cut() {
     let server = server();
     let house = house(&server, MASKS);
-    let stream = [
-        frame(0x01, b"one "),
-        frame(0x89, b"?"),
-        frame(0x00, b""),
-        frame(0x80, b"two"),
-        text(&"y".repeat(200)),
-    ]
-    .concat();
+    let stream =
+        [frame(0x01, b"one "), frame(0x89, b"?"), frame(0x00, b""), frame(0x80, b"two"), text(&"y".repeat(200))]
+            .concat();
     for at in 0..=stream.len() {
         let mut client = Client::open(&house, "/echo", "").await;
         client.send(&stream[..at]).await;
