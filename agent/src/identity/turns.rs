@@ -41,7 +41,8 @@ pub struct Turns {
 struct Conversation {
     turn: TurnNote,
     trace: Option<Arc<str>>,
-    thread: Thread,
+    /// How many messages its request had, and the hash over all of them.
+    said: Option<(usize, [u8; 32])>,
     /// What the model's service calls its last answer.
     answer: Option<Arc<str>>,
     state: State,
@@ -70,7 +71,8 @@ impl Turns {
             let oldest = open.iter().enumerate().min_by_key(|(_, known)| known.touched).map(|(at, _)| at);
             oldest.map(|at| open.remove(at));
         }
-        open.push(Conversation { turn, trace, thread, answer: None, state: State::Asked, touched: Instant::now() });
+        let said = thread.chain.last().map(|last| (thread.chain.len(), *last));
+        open.push(Conversation { turn, trace, said, answer: None, state: State::Asked, touched: Instant::now() });
         self.any.store(true, Ordering::Release);
     }
 
@@ -131,10 +133,8 @@ impl Conversation {
         if let Some(after) = &next.after {
             return self.answer.as_ref() == Some(after);
         }
-        let Some((last, count)) = self.thread.chain.last().map(|last| (last, self.thread.chain.len())) else {
-            return false;
-        };
-        let repeats = next.chain.get(count - 1) == Some(last);
+        let Some((count, last)) = self.said else { return false };
+        let repeats = next.chain.get(count - 1) == Some(&last);
         repeats && (next.chain.len() > count || self.state != State::Asked)
     }
 }

@@ -43,6 +43,9 @@ const REROUTES: &[&str] =
 /// Most parameters of a query that are facts.
 const PARAMETERS_MAX: usize = 256;
 
+/// About the most values of a body that is read for rules: in memory each takes many times its shortest text.
+const VALUES_MAX: usize = 1 << 20;
+
 /// Why a request cannot be judged. Shown to the client.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum RequestError {
@@ -446,6 +449,9 @@ fn shown(headers: &HeaderMap) -> BTreeMap<String, String> {
 pub fn json(body: &[u8]) -> Body {
     if body.is_empty() {
         return Body::None;
+    }
+    if memchr::memchr3_iter(b',', b'[', b'{', body).count() > VALUES_MAX {
+        return Body::Unknown;
     }
     serde_json::from_slice::<Once>(body).map_or(Body::Unknown, |Once(value)| Body::Json(value))
 }

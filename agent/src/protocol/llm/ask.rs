@@ -15,6 +15,8 @@ use crate::{
 
 /// Longest text of a user on record, in bytes.
 const PROMPT_MAX: usize = 4 << 10;
+/// Most messages of a request.
+const MESSAGES_MAX: usize = 10_000;
 /// Most tools whose names are kept.
 const TOOLS_MAX: usize = 256;
 
@@ -63,6 +65,9 @@ pub enum AskError {
     /// Another type than the format has.
     #[error("`{0}` of the request is not what the format says")]
     Wrong(&'static str),
+    /// More than anybody has to say.
+    #[error("the request has more than {MESSAGES_MAX} messages")]
+    TooMany,
 }
 
 /// A request to a model.
@@ -198,6 +203,9 @@ impl Talk {
 
     fn messages(&mut self, list: Option<&Value>, name: &'static str) -> Result<(), AskError> {
         let list = list.and_then(Value::as_array).ok_or(AskError::Wrong(name))?;
+        if list.len() > MESSAGES_MAX {
+            return Err(AskError::TooMany);
+        }
         for message in list {
             let role = message.get("role").and_then(Value::as_str);
             let content = message.get("content").unwrap_or(&Value::Null);
@@ -361,6 +369,7 @@ mod tests {
         for name in ["a b", "a\u{202e}", "a\n", "m*"] {
             assert_eq!(read(&json!({"model": name, "messages": []})), AskError::NoModel, "{name:?}");
         }
+        assert_eq!(read(&json!({"model": "m", "messages": vec![1; MESSAGES_MAX + 1]})), AskError::TooMany);
         assert_eq!(read(&json!({"model": "m", "messages": "a"})), AskError::Wrong("messages"));
         assert_eq!(read(&json!({"model": "m", "stream": "yes", "messages": []})), AskError::Wrong("stream"));
     }

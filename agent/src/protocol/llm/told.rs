@@ -13,7 +13,7 @@ use crate::{
 };
 
 /// Longest answer in one piece that is read, in bytes.
-pub const ANSWER_MAX: usize = 8 << 20;
+pub const ANSWER_MAX: usize = 1 << 20;
 /// Longest arguments of a call on record, in bytes.
 const ARGUMENTS_MAX: usize = 2 << 10;
 /// Most calls of one answer on record.
