@@ -20,10 +20,11 @@ use super::{
     body::Report,
     deny::{AnyBody, Problem},
     guarded::Wrong,
+    json::json,
     lens::Lens,
     outgoing::{self, Outgoing},
     placeholder::{self, Watched},
-    request::{self, Request, RequestError},
+    request::{Request, RequestError},
     respond::{respond, respond_upgrade},
     serve::hosts,
     sigv4, strict,
@@ -323,7 +324,7 @@ impl Connection {
             Some(outgoing) => outgoing.body(request, &bytes).map_err(|problem| (problem, outgoing::RULE))?,
             None => (bytes, Hits::default()),
         };
-        request.set_body(request::json(&bytes));
+        request.set_body(json(&bytes));
         Ok((Sends::All(bytes), hits.of_request(), charge))
     }
 

@@ -29,6 +29,7 @@ mod exchange;
 pub mod fuzz;
 mod guard;
 mod guarded;
+mod json;
 mod lens;
 mod masker;
 mod outgoing;

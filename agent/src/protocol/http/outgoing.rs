@@ -14,6 +14,7 @@ use http::{StatusCode, header};
 use super::{
     coding::Coding,
     deny::Problem,
+    json::json,
     masker::{MaskError, Masker},
     request::{self, Request},
 };
@@ -64,7 +65,7 @@ impl Outgoing {
     pub fn body(&self, request: &Request, body: &Bytes) -> Result<(Bytes, Hits), Problem> {
         let said = request.headers.get(header::CONTENT_TYPE).and_then(|kind| kind.to_str().ok()).unwrap_or_default();
         let kind = said.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
-        let is_json = matches!(request::json(body), Body::Json(_));
+        let is_json = matches!(json(body), Body::Json(_));
         if !is_json && kind == "application/x-www-form-urlencoded" && !self.masks.has_places() {
             return Ok(self.form(body));
         }

@@ -33,6 +33,7 @@ use secrecy::{ExposeSecret, SecretString};
 use super::{
     body::BodyError,
     credential::Complete,
+    json::json,
     request::{self, Request, decoded_bytes},
     upstream::Sends,
 };
@@ -341,7 +342,7 @@ fn rewrite_json(body: &Bytes, resolve: &mut Resolve<'_>) -> Result<Bytes, Mispla
     if !has(body) && !escapes {
         return Ok(body.clone());
     }
-    let Known::Json(value) = request::json(body) else {
+    let Known::Json(value) = json(body) else {
         replace(body, At::Body, resolve, plain)?;
         return if has(body) { Err(Misplaced::Body) } else { Ok(body.clone()) };
     };

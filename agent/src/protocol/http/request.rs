@@ -7,11 +7,11 @@ use std::{
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, header};
-use serde::de::{self, Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
 use smallvec::SmallVec;
 
 use super::{
     coding,
+    json::json,
     path::{self, PathError},
     sigv4,
     websocket::{self, Offer},
@@ -42,9 +42,6 @@ const REROUTES: &[&str] =
     &["x-original-url", "x-rewrite-url", "x-forwarded-host", "forwarded", "x-host", "x-forwarded-prefix"];
 /// Most parameters of a query that are facts.
 const PARAMETERS_MAX: usize = 256;
-
-/// About the most values of a body that is read for rules: in memory each takes many times its shortest text.
-const VALUES_MAX: usize = 1 << 20;
 
 /// Why a request cannot be judged. Shown to the client.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -443,78 +440,6 @@ fn shown(headers: &HeaderMap) -> BTreeMap<String, String> {
             .or_insert_with(|| value.into_owned());
     }
     out
-}
-
-/// A body for rules: JSON, if it has one meaning.
-pub fn json(body: &[u8]) -> Body {
-    if body.is_empty() {
-        return Body::None;
-    }
-    if memchr::memchr3_iter(b',', b'[', b'{', body).count() > VALUES_MAX {
-        return Body::Unknown;
-    }
-    serde_json::from_slice::<Once>(body).map_or(Body::Unknown, |Once(value)| Body::Json(value))
-}
-
-/// JSON whose objects have each name once. Of two values some servers take the first and some the last.
-struct Once(serde_json::Value);
-
-impl<'de> Deserialize<'de> for Once {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Values;
-
-        impl<'de> Visitor<'de> for Values {
-            type Value = serde_json::Value;
-
-            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-                f.write_str("JSON")
-            }
-
-            fn visit_bool<E>(self, value: bool) -> Result<Self::Value, E> {
-                Ok(value.into())
-            }
-
-            fn visit_i64<E>(self, value: i64) -> Result<Self::Value, E> {
-                Ok(value.into())
-            }
-
-            fn visit_u64<E>(self, value: u64) -> Result<Self::Value, E> {
-                Ok(value.into())
-            }
-
-            fn visit_f64<E>(self, value: f64) -> Result<Self::Value, E> {
-                Ok(value.into())
-            }
-
-            fn visit_str<E>(self, value: &str) -> Result<Self::Value, E> {
-                Ok(value.into())
-            }
-
-            fn visit_unit<E>(self) -> Result<Self::Value, E> {
-                Ok(serde_json::Value::Null)
-            }
-
-            fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Self::Value, A::Error> {
-                let mut items = Vec::new();
-                while let Some(Once(item)) = seq.next_element()? {
-                    items.push(item);
-                }
-                Ok(items.into())
-            }
-
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
-                let mut members = serde_json::Map::new();
-                while let Some((name, Once(value))) = map.next_entry::<String, Once>()? {
-                    if members.insert(name, value).is_some() {
-                        return Err(de::Error::custom("a name stands there twice"));
-                    }
-                }
-                Ok(members.into())
-            }
-        }
-
-        deserializer.deserialize_any(Values).map(Once)
-    }
 }
 
 /// What a line `METHOD /path` of a decision case or a question would do.
