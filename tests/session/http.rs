@@ -299,7 +299,7 @@ async fn only_the_upstreams_own_names_are_served() {
     assert_eq!(answers.iter().map(|answer| answer.status).collect::<Vec<_>>(), [200, 421]);
     let upgrade = "GET /x HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade, close\r\nUpgrade: websocket\r\n\r\n";
     assert_eq!(exchange(&house, upgrade.as_bytes()).await[0].status, 426);
-    let upgrade = upgrade.replace("websocket", "h2c");
+    let upgrade = upgrade.replace("websocket", "tls/1.0");
     assert_eq!(exchange(&house, upgrade.as_bytes()).await[0].status, 501);
     // Offered by itself, HTTP/2 in the clear is declined, and the connection goes on as it is.
     let offer = "GET /x HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\n\

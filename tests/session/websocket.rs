@@ -358,7 +358,7 @@ async fn a_handshake_that_is_wrong_reaches_nobody() {
     let version = "Sec-WebSocket-Version: 13\r\n";
     let key = format!("Sec-WebSocket-Key: {KEY}\r\n");
     for (what, request, code) in [
-        ("another protocol", fine.replace("WebSocket\r\n", "h2c\r\n"), 501),
+        ("another protocol", fine.replace("WebSocket\r\n", "tls/1.0\r\n"), 501),
         ("several protocols", fine.replace("WebSocket\r\n", "websocket, h2c\r\n"), 501),
         ("two fields", fine.replace("Upgrade: WebSocket\r\n", "Upgrade: websocket\r\nUpgrade: websocket\r\n"), 501),
         ("no Connection", fine.replace("keep-alive, Upgrade", "keep-alive"), 400),
