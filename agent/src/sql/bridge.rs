@@ -4,7 +4,7 @@
 //! as keywords, so `TOP`, `QUALIFY` and the like stay identifiers. A few PostgreSQL spellings it does not know are
 //! replaced by others of the same meaning.
 
-use std::{any::TypeId, cell::Cell};
+use std::{any::TypeId, cell::Cell, sync::LazyLock};
 
 use sqlparser::{
     ast::{Expr, Statement},
@@ -189,12 +189,20 @@ fn bare(token: Theirs) -> TokenWithSpan {
     TokenWithSpan { token, span: Span::empty() }
 }
 
+/// What the parser is told of each keyword.
+static THEIRS: LazyLock<words::Table<Keyword>> = LazyLock::new(|| {
+    words::Table::new(words::keywords().chain(TYPE_WORDS.iter().copied()).map(|known| {
+        let keyword = match Theirs::make_word(known, None) {
+            Theirs::Word(word) => word.keyword,
+            _ => Keyword::NoKeyword,
+        };
+        (known, keyword)
+    }))
+});
+
 fn word(w: &str) -> Theirs {
-    if words::category(w).is_some() || TYPE_WORDS.contains(&w) {
-        Theirs::make_word(w, None)
-    } else {
-        Theirs::Word(Word { value: w.to_owned(), quote_style: None, keyword: Keyword::NoKeyword })
-    }
+    let keyword = THEIRS.get(w).copied().unwrap_or(Keyword::NoKeyword);
+    Theirs::Word(Word { value: w.to_owned(), quote_style: None, keyword })
 }
 
 fn quoted(name: &str) -> Theirs {

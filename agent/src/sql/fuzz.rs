@@ -118,7 +118,7 @@ pub fn lineage(text: &str) {
 /// Where the outer lineage is certain, it has what the inner one has.
 fn keeps(inner: &Lineage, outer: &Lineage, text: &str) {
     let has = |outer: &Sources, inner: &Sources| {
-        outer.unknown || !inner.unknown && inner.columns.iter().all(|column| outer.columns.contains(column))
+        outer.unknown || !inner.unknown && inner.columns().iter().all(|column| outer.columns().contains(column))
     };
     assert!(has(&outer.compared, &inner.compared), "comparisons are lost: {text}");
     let (Some(inner), Some(outer)) = (&inner.outputs, &outer.outputs) else { return };

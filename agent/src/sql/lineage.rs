@@ -10,8 +10,9 @@ mod scope;
 #[cfg(test)]
 mod tests;
 
-use std::{collections::BTreeSet, sync::Arc};
+use std::sync::Arc;
 
+use smallvec::SmallVec;
 use sqlparser::ast::{
     Cte, Distinct, Expr, GroupByExpr, LimitClause, ObjectName, OrderByExpr, OrderByKind, Query, Select, SelectItem,
     SelectItemQualifiedWildcardKind, SetExpr, SetOperator, SetQuantifier, Statement, Value, Values,
@@ -39,8 +40,8 @@ pub struct Column {
 /// What a value derives from.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Sources {
-    /// These columns.
-    pub columns: BTreeSet<Column>,
+    /// These columns, in order, each once.
+    columns: SmallVec<[Column; 1]>,
     /// And perhaps others.
     pub unknown: bool,
 }
@@ -50,9 +51,35 @@ impl Sources {
         Self { unknown: true, ..Self::default() }
     }
 
+    fn of(columns: impl IntoIterator<Item = Column>) -> Self {
+        let mut columns: SmallVec<[Column; 1]> = columns.into_iter().collect();
+        columns.sort();
+        columns.dedup();
+        Self { columns, unknown: false }
+    }
+
+    /// The columns, in order.
+    pub fn columns(&self) -> &[Column] {
+        &self.columns
+    }
+
     fn add(&mut self, other: &Self) {
-        self.columns.extend(other.columns.iter().cloned());
         self.unknown |= other.unknown;
+        match &other.columns[..] {
+            [] => {}
+            all if self.columns.is_empty() => self.columns.extend(all.iter().cloned()),
+            [one] => {
+                if let Err(at) = self.columns.binary_search(one) {
+                    self.columns.insert(at, one.clone());
+                }
+            }
+            more => {
+                self.columns.extend(more.iter().cloned());
+                // Two sequences in order: this merges them.
+                self.columns.sort();
+                self.columns.dedup();
+            }
+        }
     }
 
     fn and(mut self, other: &Self) -> Self {
@@ -340,10 +367,10 @@ impl Look<'_> {
         if number && outputs.is_none() {
             compared.unknown = true;
         }
-        let own = self.sources(expr);
-        compared.columns.extend(own.columns);
+        let mut own = self.sources(expr);
         // A name may be an output's alone, and then is no column.
-        compared.unknown |= own.unknown && !is_output(expr, outputs);
+        own.unknown &= !is_output(expr, outputs);
+        compared.add(&own);
         self.compare(&compared);
     }
 

@@ -65,7 +65,7 @@ const MAX_STATEMENTS: usize = 1000;
 
 /// Understands the text of one command. Total: what cannot be understood is opaque.
 pub fn classify(text: &str, names: &dyn Names) -> Classified {
-    let tokens = match lexer::lex(text) {
+    let mut tokens = match lexer::lex(text) {
         Ok(tokens) => tokens,
         Err(LexError::TooLong | LexError::TooDeep) => return opaque(text, TOO_COMPLEX),
         Err(_) => return opaque(text, OPAQUE),
@@ -75,7 +75,7 @@ pub fn classify(text: &str, names: &dyn Names) -> Classified {
         return opaque(text, OPAQUE);
     }
     let statements = split(&tokens);
-    let count = statements.iter().filter(|(_, tokens)| !tokens.is_empty()).count();
+    let count = statements.iter().filter(|statement| !statement.tokens.is_empty()).count();
     if count > MAX_STATEMENTS {
         return opaque(text, TOO_COMPLEX);
     }
@@ -88,7 +88,8 @@ pub fn classify(text: &str, names: &dyn Names) -> Classified {
     let mut facts: Vec<SqlFacts> = Vec::with_capacity(count);
     let mut infos = Vec::with_capacity(statements.len());
     let mut understood = 0usize;
-    for (span, tokens) in statements {
+    for Split { span, tokens: of } in statements {
+        let tokens = &mut tokens[of];
         if tokens.is_empty() {
             if count == 0 {
                 infos.push(StatementInfo {
@@ -116,12 +117,14 @@ pub fn classify(text: &str, names: &dyn Names) -> Classified {
             action.clarity = Clarity::Partial;
         }
         let reshape = Reshape::of(&fact.verb, &parts);
-        mentions.identifiers = tokens.iter().filter_map(identifier).collect();
         mentions.conditions = tokens.iter().any(|token| ["check", "using", "where"].iter().any(|word| token.is(word)));
         // Of what comes by itself they are not seen: PREPARE leaves them to EXECUTE.
         if tokens.iter().any(|token| matches!(token.lexeme, Lexeme::Param(_))) {
             fact.params = Params::Unknown;
         }
+        mentions.identifiers = tokens.iter_mut().filter_map(identifier).collect();
+        mentions.identifiers.sort_unstable();
+        mentions.identifiers.dedup();
         fact.parts = action.parts.len()..action.parts.len() + parts.len();
         fact.statements = count;
         fact.text = text[span.clone()].to_owned();
@@ -136,10 +139,11 @@ pub fn classify(text: &str, names: &dyn Names) -> Classified {
     Classified { action, statements: infos }
 }
 
-fn identifier(token: &Token) -> Option<String> {
-    match &token.lexeme {
+/// Takes the name out of a token that is one.
+fn identifier(token: &mut Token) -> Option<String> {
+    match &mut token.lexeme {
         Lexeme::Word(w) if words::reserved(w) => None,
-        Lexeme::Word(w) => Some(w.clone()),
+        Lexeme::Word(w) => Some(std::mem::take(w)),
         // As the policy's patterns are: lower case.
         Lexeme::Quoted(q) => Some(q.to_lowercase()),
         _ => None,
@@ -161,13 +165,26 @@ fn opaque(text: &str, why: &str) -> Classified {
     }
 }
 
-/// The statements between semicolons, and where each stands without the blanks around it.
-fn split(tokens: &[Token]) -> Vec<(Range<usize>, &[Token])> {
+/// A statement between semicolons.
+struct Split {
+    /// Where it stands in the text, without the blanks around it.
+    span: Range<usize>,
+    /// Which tokens are its.
+    tokens: Range<usize>,
+}
+
+fn split(tokens: &[Token]) -> Vec<Split> {
+    let mut begin = 0;
     tokens
         .split(|t| t.is_punct(b';'))
-        .map(|statement| match (statement.first(), statement.last()) {
-            (Some(first), Some(last)) => (first.span.start..last.span.end, statement),
-            _ => (0..0, statement),
+        .map(|statement| {
+            let of = begin..begin + statement.len();
+            begin = of.end + 1;
+            let span = match (statement.first(), statement.last()) {
+                (Some(first), Some(last)) => first.span.start..last.span.end,
+                _ => 0..0,
+            };
+            Split { span, tokens: of }
         })
         .collect()
 }

@@ -1,6 +1,6 @@
 //! What the protocol needs to know about each statement beyond what policy judges.
 
-use std::{collections::BTreeSet, ops::Range, sync::Arc};
+use std::{ops::Range, sync::Arc};
 
 use super::{lineage::Lineage, reshape::Reshape};
 use crate::action::Action;
@@ -240,8 +240,8 @@ pub struct CopyInfo {
 /// All of it errs towards more: every identifier anywhere is in, whatever it turns out to be.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Mentions {
-    /// Every identifier as the server folds it: columns, aliases, relations, functions, types.
-    pub identifiers: BTreeSet<String>,
+    /// Every identifier as the server folds it: columns, aliases, relations, functions, types. In order, each once.
+    pub identifiers: Vec<String>,
     /// `*` or `t.*` anywhere but as an item of the outermost select list, and in `count(*)`.
     pub nested_wildcard: bool,
     /// A relation's name or alias used as a value: `row_to_json(t)`, `SELECT t FROM t`.

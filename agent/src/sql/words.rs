@@ -15,44 +15,81 @@ pub(super) enum Category {
     Unreserved,
 }
 
-/// Made by `keywords.sql`, sorted.
-static KEYWORDS: LazyLock<Vec<(&'static str, Category)>> = LazyLock::new(|| {
-    include_str!("keywords.txt")
-        .lines()
-        .filter_map(|line| {
-            let (word, code) = line.split_once(' ')?;
-            let category = match code {
-                "R" => Category::Reserved,
-                "T" => Category::TypeOrFunction,
-                "C" => Category::Column,
-                _ => Category::Unreserved,
-            };
-            Some((word, category))
-        })
-        .collect()
+/// Words and what they mean, in buckets by length and first byte: almost every word that is looked up is in none, and that
+/// takes one look.
+pub(super) struct Table<V> {
+    /// By bucket, then by the word.
+    words: Vec<(&'static str, V)>,
+    /// Where each bucket ends.
+    ends: Vec<usize>,
+}
+
+/// Lengths that are told apart; what is longer shares a bucket.
+const LENGTHS: usize = 64;
+/// First bytes that are told apart: letters by their place in the alphabet.
+const FIRSTS: usize = 32;
+
+impl<V> Table<V> {
+    pub(super) fn new(words: impl IntoIterator<Item = (&'static str, V)>) -> Self {
+        let mut words: Vec<(&'static str, V)> = words.into_iter().collect();
+        words.sort_by_key(|(word, _)| (bucket(word), *word));
+        let ends = (0..LENGTHS * FIRSTS).map(|n| words.partition_point(|(word, _)| bucket(word) <= n)).collect();
+        Self { words, ends }
+    }
+
+    pub(super) fn get(&self, word: &str) -> Option<&V> {
+        let at = bucket(word);
+        let begin = at.checked_sub(1).map_or(0, |before| self.ends[before]);
+        let mine = &self.words[begin..self.ends[at]];
+        mine.binary_search_by(|(known, _)| (*known).cmp(word)).ok().map(|found| &mine[found].1)
+    }
+}
+
+fn bucket(word: &str) -> usize {
+    let first = word.as_bytes().first().map_or(0, |first| usize::from(*first) % FIRSTS);
+    word.len().min(LENGTHS - 1) * FIRSTS + first
+}
+
+/// A list of words, one on each line.
+fn listed(list: &'static str) -> Table<()> {
+    Table::new(list.lines().map(|word| (word, ())))
+}
+
+/// Made by `keywords.sql`.
+static KEYWORDS: LazyLock<Table<Category>> = LazyLock::new(|| {
+    Table::new(include_str!("keywords.txt").lines().filter_map(|line| {
+        let (word, code) = line.split_once(' ')?;
+        let category = match code {
+            "R" => Category::Reserved,
+            "T" => Category::TypeOrFunction,
+            "C" => Category::Column,
+            _ => Category::Unreserved,
+        };
+        Some((word, category))
+    }))
 });
 
-/// Made by `functions.sql`, sorted.
-static SAFE: LazyLock<Vec<&'static str>> = LazyLock::new(|| include_str!("functions.txt").lines().collect());
+/// Made by `functions.sql`.
+static SAFE: LazyLock<Table<()>> = LazyLock::new(|| listed(include_str!("functions.txt")));
 
-/// Types of `pg_catalog` but arrays and rows of tables; made by `types.sql`, sorted.
-static TYPES: LazyLock<Vec<&'static str>> = LazyLock::new(|| include_str!("types.txt").lines().collect());
+/// Types of `pg_catalog` but arrays and rows of tables; made by `types.sql`.
+static TYPES: LazyLock<Table<()>> = LazyLock::new(|| listed(include_str!("types.txt")));
 
-/// Operators of `pg_catalog`; made by `operators.sql`, sorted.
-static OPERATORS: LazyLock<Vec<&'static str>> = LazyLock::new(|| include_str!("operators.txt").lines().collect());
+/// Operators of `pg_catalog`; made by `operators.sql`.
+static OPERATORS: LazyLock<Table<()>> = LazyLock::new(|| listed(include_str!("operators.txt")));
 
-/// Functions of `pg_catalog` that take one argument and are not reviewed; made by `attributes.sql`, sorted.
-static ATTRIBUTES: LazyLock<Vec<&'static str>> = LazyLock::new(|| include_str!("attributes.txt").lines().collect());
+/// Functions of `pg_catalog` that take one argument and are not reviewed; made by `attributes.sql`.
+static ATTRIBUTES: LazyLock<Table<()>> = LazyLock::new(|| listed(include_str!("attributes.txt")));
 
 /// Whether `pg_catalog` has a type of this name. Casting to one runs none but the server's own code.
 pub(super) fn builtin_type(name: &str) -> bool {
-    TYPES.binary_search(&name).is_ok()
+    TYPES.get(name).is_some()
 }
 
 /// Whether `pg_catalog` has an operator of this name, or the grammar gives the sign a meaning.
 pub(super) fn builtin_operator(op: &str) -> bool {
     // The scanner reads `!=` as `<>`.
-    op == "!=" || OPERATORS.binary_search(&op).is_ok() || syntax_operator(op)
+    op == "!=" || OPERATORS.get(op).is_some() || syntax_operator(op)
 }
 
 /// Whether the sign is the grammar's own and names no operator.
@@ -62,12 +99,17 @@ pub(super) fn syntax_operator(op: &str) -> bool {
 
 /// Whether `x.name` would call a function of `pg_catalog` that is not reviewed, where `x` has no such column.
 pub(super) fn attribute_call(name: &str) -> bool {
-    ATTRIBUTES.binary_search(&name).is_ok()
+    ATTRIBUTES.get(name).is_some()
 }
 
 /// The category of an unquoted word, `None` if it is no keyword.
 pub(super) fn category(word: &str) -> Option<Category> {
-    KEYWORDS.binary_search_by(|(k, _)| (*k).cmp(word)).ok().map(|i| KEYWORDS[i].1)
+    KEYWORDS.get(word).copied()
+}
+
+/// All keywords.
+pub(super) fn keywords() -> impl Iterator<Item = &'static str> {
+    KEYWORDS.words.iter().map(|(word, _)| *word)
 }
 
 /// Whether the unquoted word can never be an identifier.
@@ -253,7 +295,7 @@ pub(super) fn builtin(name: &str) -> Builtin {
     // only where no dangerous pattern matches.
     if admin_function(name) {
         Builtin::Admin
-    } else if SAFE.binary_search(&name).is_ok() {
+    } else if SAFE.get(name).is_some() {
         Builtin::Safe
     } else {
         Builtin::Other
@@ -265,9 +307,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn lists_are_sorted_and_hold_what_they_must() {
+    fn lists_hold_what_they_must() {
         for list in [&SAFE, &TYPES, &OPERATORS, &ATTRIBUTES] {
-            assert!(list.windows(2).all(|w| w[0] < w[1]));
+            assert!(list.words.windows(2).all(|w| w[0].0 != w[1].0));
+            assert!(list.words.iter().all(|(word, ())| list.get(word).is_some()));
+            assert!(list.get("").is_none() && list.get(&"a".repeat(9999)).is_none());
         }
         assert!(["text", "int4", "jsonb", "regclass", "point"].into_iter().all(builtin_type));
         assert!(!builtin_type("citext") && !builtin_type("pg_class") && !builtin_type("_text"));
@@ -275,7 +319,7 @@ mod tests {
         assert!(!builtin_operator("===") && !builtin_operator("<=>"));
         assert!(attribute_call("pg_read_file") && attribute_call("lo_import") && attribute_call("pg_sleep"));
         assert!(!attribute_call("id") && !attribute_call("lower"));
-        assert!(KEYWORDS.windows(2).all(|w| w[0].0 < w[1].0));
+        assert!(keywords().all(|word| category(word).is_some()) && keywords().count() > 400);
         for name in
             ["lower", "count", "now", "row_number", "pg_get_viewdef", "format_type", "random", "pg_advisory_unlock_all"]
         {

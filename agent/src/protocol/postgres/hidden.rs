@@ -97,7 +97,7 @@ impl ColumnMasks {
 
     /// The columns that are hidden among those that a value derives from.
     pub fn among<'a>(&'a self, sources: &'a Sources, catalog: &'a Catalog) -> impl Iterator<Item = &'a Column> {
-        sources.columns.iter().filter(|column| self.rule_of(column, catalog).is_some())
+        sources.columns().iter().filter(|column| self.rule_of(column, catalog).is_some())
     }
 
     /// The same of one column by its name.

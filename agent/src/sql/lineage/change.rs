@@ -158,7 +158,7 @@ impl Look<'_> {
     }
 
     pub(super) fn store(&mut self, column: Option<Column>, sources: Sources) {
-        if sources.unknown || !sources.columns.is_empty() {
+        if sources.unknown || !sources.columns().is_empty() {
             self.stored.push((column, sources));
         }
     }

@@ -115,9 +115,12 @@ impl Item {
     fn row(&self) -> Sources {
         match &self.columns {
             Columns::Any(sources) => sources.clone(),
-            _ => {
-                let mut sources = Sources::default();
-                self.outputs().iter().flatten().for_each(|output| sources.add(&output.sources));
+            Columns::Stored { schema, relation, names } => {
+                Sources::of(names.iter().map(|name| column_of(schema, relation, name)))
+            }
+            Columns::Made(outputs) => {
+                let mut sources = Sources::of(outputs.iter().flat_map(|output| output.sources.columns()).cloned());
+                sources.unknown = outputs.iter().any(|output| output.sources.unknown);
                 sources
             }
         }
@@ -442,8 +445,11 @@ impl Item {
 }
 
 fn of_column(schema: &Arc<str>, relation: &Arc<str>, name: &Arc<str>) -> Sources {
-    let column = Column { schema: Arc::clone(schema), relation: Arc::clone(relation), name: Arc::clone(name) };
-    Sources { columns: [column].into(), unknown: false }
+    Sources::of([column_of(schema, relation, name)])
+}
+
+fn column_of(schema: &Arc<str>, relation: &Arc<str>, name: &Arc<str>) -> Column {
+    Column { schema: Arc::clone(schema), relation: Arc::clone(relation), name: Arc::clone(name) }
 }
 
 /// Names that both sides have.

@@ -6,7 +6,7 @@ fn read(text: &str) -> String {
     let mut classified = classify(text, &Fixed);
     let lineage = classified.statements.swap_remove(0).lineage;
     let sources = |sources: &Sources| {
-        let mut all: Vec<String> = sources.columns.iter().map(|c| format!("{}.{}", c.relation, c.name)).collect();
+        let mut all: Vec<String> = sources.columns().iter().map(|c| format!("{}.{}", c.relation, c.name)).collect();
         all.extend(sources.unknown.then(|| "?".to_owned()));
         all.join("+")
     };
