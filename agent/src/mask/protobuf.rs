@@ -32,9 +32,13 @@ impl MaskSet {
             let content = &mut message[content];
             if is_text(content) {
                 self.blot(content, secrets, hits, true);
-            } else if depth > 0 {
+                continue;
+            }
+            if depth > 0 {
                 self.blot_fields(content, secrets, hits, depth - 1);
             }
+            // Here already: beyond its bounds stands a length, which a secret's encoding could go on with.
+            self.blot(content, secrets, hits, false);
         }
         true
     }
@@ -139,6 +143,16 @@ mod tests {
             let (out, count) = masked(&message, secret);
             assert!(count == 1 && !out.windows(5).any(|window| window == b"horse"), "{out:?}");
         }
+    }
+
+    #[test]
+    fn a_length_before_an_encoded_secret_stays() {
+        // 43 is `+`, which belongs to the alphabet of base64.
+        let encoded = data_encoding::BASE64.encode(b"correct-horse-battery");
+        let content = [encoded.as_bytes(), &[0xff; 15]].concat();
+        assert_eq!(content.len(), 43);
+        let (out, count) = masked(&text(1, &content), "correct-horse-battery");
+        assert_eq!((&out[..2], &out[2..30], &out[30..], count), (&[10, 43][..], &[b'*'; 28][..], &[0xff; 15][..], 1));
     }
 
     #[test]
