@@ -212,7 +212,7 @@ pub fn show(sample: &mut Vec<u8>, piece: &[u8]) {
 pub struct MaskedBody {
     inner: Incoming,
     /// The connection that it comes on.
-    _keep: Keep,
+    keep: Keep,
     /// Until the body ends.
     pipe: Option<Pipe>,
     input: Bytes,
@@ -234,7 +234,7 @@ impl MaskedBody {
     ) -> Self {
         Self {
             inner,
-            _keep: keep,
+            keep,
             pipe: Some(pipe),
             input: Bytes::new(),
             more: false,
@@ -319,7 +319,12 @@ impl Body for MaskedBody {
                 continue;
             }
             let passes = pipe.passes();
-            match ready!(Pin::new(&mut this.inner).poll_frame(cx)) {
+            let mut frame = Pin::new(&mut this.inner).poll_frame(cx);
+            if frame.is_pending() {
+                this.keep.poll(cx);
+                frame = Pin::new(&mut this.inner).poll_frame(cx);
+            }
+            match ready!(frame) {
                 Some(Ok(frame)) => match frame.into_data() {
                     Ok(piece) if passes => return this.sent(piece),
                     Ok(piece) => this.input = piece,

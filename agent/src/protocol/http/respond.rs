@@ -104,7 +104,7 @@ pub async fn respond(
         Err(error) => return refuse(report, &error.to_string()),
     };
     if coding.is_none() && body.size_hint().exact().is_some_and(|length| length <= WHOLE) {
-        return match mask_whole(body, masker).await {
+        return match mask_whole(body, &keep, masker).await {
             Ok((bytes, changed, hits)) => {
                 head.headers.remove(header::CONTENT_LENGTH);
                 if changed {
@@ -145,9 +145,9 @@ fn nothing() -> AnyBody {
 }
 
 /// Masks a small body as a whole; says whether it changed.
-async fn mask_whole(mut body: Incoming, mut masker: Masker) -> Result<(Bytes, bool, Hits), String> {
+async fn mask_whole(mut body: Incoming, keep: &Keep, mut masker: Masker) -> Result<(Bytes, bool, Hits), String> {
     let (mut out, mut changed, mut original) = (Vec::new(), false, Vec::new());
-    while let Some(frame) = body.frame().await {
+    while let Some(frame) = keep.run(body.frame()).await {
         let Ok(piece) = frame.map_err(|error| error.to_string())?.into_data() else { continue };
         original.extend_from_slice(&piece);
         masker.push(&piece, &mut out).map_err(|error: super::masker::MaskError| error.to_string())?;

@@ -1,8 +1,9 @@
 //! The connection toward the upstream.
 
 use std::{
-    pin::Pin,
-    sync::Arc,
+    future::poll_fn,
+    pin::{Pin, pin},
+    sync::{Arc, Mutex, PoisonError},
     task::{Context, Poll, ready},
 };
 
@@ -16,7 +17,6 @@ use hyper::{
     rt::Executor,
 };
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::sync::Mutex;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::{
@@ -167,15 +167,70 @@ where
     }
 }
 
-/// Keeps a connection open while a response comes.
-#[derive(Clone, Debug)]
-pub struct Keep(#[expect(dead_code, reason = "what counts is when it is dropped")] Arc<DropGuard>);
+/// Keeps a connection open, and runs it: one of HTTP/1.1 has one request at a time, and whoever waits for its response runs
+/// it meanwhile. So a request takes one task, which nobody has to wake for another.
+#[derive(Clone)]
+pub enum Keep {
+    /// HTTP/1.1, until it is over.
+    Runs(Arc<Mutex<Option<Running>>>),
+    /// HTTP/2, or what streams upstream: it runs in tasks of its own.
+    Beside(Arc<DropGuard>),
+}
+
+type Running = Pin<Box<dyn Future<Output = ()> + Send>>;
+
+impl Keep {
+    fn running(connection: impl Future<Output = ()> + Send + 'static) -> Self {
+        Self::Runs(Arc::new(Mutex::new(Some(Box::pin(connection)))))
+    }
+
+    /// Does what can be done now.
+    pub fn poll(&self, task: &mut Context<'_>) {
+        let Self::Runs(running) = self else { return };
+        let mut running = running.lock().unwrap_or_else(PoisonError::into_inner);
+        if running.as_mut().is_some_and(|connection| connection.as_mut().poll(task).is_ready()) {
+            *running = None;
+        }
+    }
+
+    /// Runs it while something of it is waited for.
+    pub async fn run<F: Future>(&self, waited: F) -> F::Output {
+        let mut waited = pin!(waited);
+        poll_fn(|task| {
+            if let Poll::Ready(output) = waited.as_mut().poll(task) {
+                return Poll::Ready(output);
+            }
+            self.poll(task);
+            waited.as_mut().poll(task)
+        })
+        .await
+    }
+
+    /// Has it run in a task of its own from now on: what the client streams must go on when nobody waits for a response.
+    fn beside(&mut self) {
+        let Self::Runs(running) = self else { return };
+        let running = running.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let over = CancellationToken::new();
+        if let Some(running) = running {
+            Tasks(over.clone()).execute(running);
+        }
+        *self = Self::Beside(Arc::new(over.drop_guard()));
+    }
+
+    fn is_same(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Runs(one), Self::Runs(other)) => Arc::ptr_eq(one, other),
+            (Self::Beside(one), Self::Beside(other)) => Arc::ptr_eq(one, other),
+            _ => false,
+        }
+    }
+}
 
 /// A connection to the upstream, made when it is first needed and again when it was closed.
 pub struct Upstream {
     version: Version,
-    open: Mutex<Option<Open>>,
-    values: Mutex<Values>,
+    open: tokio::sync::Mutex<Option<Open>>,
+    values: tokio::sync::Mutex<Values>,
 }
 
 /// How an upstream says that a credential is no good.
@@ -188,7 +243,7 @@ enum Denied {
 struct Open {
     sender: Sender,
     lease: Option<Arc<Lease>>,
-    running: Arc<DropGuard>,
+    keep: Keep,
 }
 
 enum Sender {
@@ -197,7 +252,9 @@ enum Sender {
 }
 
 impl Open {
-    fn is_closed(&self) -> bool {
+    async fn is_closed(&self) -> bool {
+        // What has come since the last request was its end.
+        poll_fn(|task| Poll::Ready(self.keep.poll(task))).await;
         match &self.sender {
             Sender::Http1(sender) => sender.is_closed(),
             Sender::Http2(sender) => sender.is_closed(),
@@ -208,11 +265,9 @@ impl Open {
     fn shared(&self) -> Option<Self> {
         match &self.sender {
             Sender::Http1(_) => None,
-            Sender::Http2(sender) => Some(Self {
-                sender: Sender::Http2(sender.clone()),
-                lease: self.lease.clone(),
-                running: Arc::clone(&self.running),
-            }),
+            Sender::Http2(sender) => {
+                Some(Self { sender: Sender::Http2(sender.clone()), lease: self.lease.clone(), keep: self.keep.clone() })
+            }
         }
     }
 }
@@ -220,7 +275,7 @@ impl Open {
 impl Upstream {
     /// That speaks a version, not connected yet.
     pub fn new(version: Version) -> Self {
-        Self { version, open: Mutex::default(), values: Mutex::default() }
+        Self { version, open: tokio::sync::Mutex::default(), values: tokio::sync::Mutex::default() }
     }
 
     /// Connects and lets the upstream choose the version, if that can be known before a request is sent.
@@ -231,7 +286,7 @@ impl Upstream {
         }
         // Why there is no connection, the first request will be told.
         let Ok((version, open)) = connect(cx, address, &[HTTP2, HTTP1]).await else { return failed };
-        (version, Self { version, open: Mutex::new(Some(open)), values: Mutex::default() })
+        (version, Self { version, open: tokio::sync::Mutex::new(Some(open)), values: tokio::sync::Mutex::default() })
     }
 
     /// Sends a request that was permitted, and waits for the head of its response. If the upstream says that the credential
@@ -289,7 +344,12 @@ impl Upstream {
     /// A connection to send one request on, and whether it was open already.
     async fn take(&self, cx: &Arc<ConnectionCx>, address: &str) -> Result<(Open, bool), UpstreamError> {
         let mut slot = self.open.lock().await;
-        let known = slot.take().filter(|open| !open.is_closed());
+        let mut known = slot.take();
+        if let Some(open) = &known
+            && open.is_closed().await
+        {
+            known = None;
+        }
         let idle = known.is_some();
         let mut open = match known {
             Some(open) => open,
@@ -315,7 +375,7 @@ impl Upstream {
         open: Open,
         answer: Result<Response<Incoming>, UpstreamError>,
     ) -> Result<(Response<Incoming>, Keep), UpstreamError> {
-        let keep = Keep(Arc::clone(&open.running));
+        let keep = open.keep.clone();
         if answer.is_ok() && matches!(open.sender, Sender::Http1(_)) {
             *self.open.lock().await = Some(open);
         }
@@ -336,8 +396,7 @@ impl Upstream {
         };
         if renewal == Renewal::Expected {
             open.lease = None;
-            if let Some(kept) = self.open.lock().await.as_mut().filter(|kept| Arc::ptr_eq(&kept.running, &open.running))
-            {
+            if let Some(kept) = self.open.lock().await.as_mut().filter(|kept| kept.keep.is_same(&open.keep)) {
                 kept.lease = None;
             }
         }
@@ -363,7 +422,7 @@ impl Upstream {
 
     async fn forget(&self, open: &Open) {
         let mut slot = self.open.lock().await;
-        if slot.as_ref().is_some_and(|kept| Arc::ptr_eq(&kept.running, &open.running)) {
+        if slot.as_ref().is_some_and(|kept| kept.keep.is_same(&open.keep)) {
             *slot = None;
         }
     }
@@ -376,19 +435,22 @@ async fn once(
     sends: Sends,
     values: &Values,
 ) -> Result<Response<Incoming>, UpstreamError> {
+    if matches!(sends, Sends::Streams(_) | Sends::Watched(_)) {
+        open.keep.beside();
+    }
     let Complete { mut headers, target, body } = complete(cx, request, sends, open.lease.as_deref(), values)?;
     let mut outgoing = http::Request::new(body.body());
     *outgoing.method_mut() = request.method.clone();
     match &mut open.sender {
         Sender::Http1(sender) => {
-            sender.ready().await.map_err(UpstreamError::Broken)?;
+            open.keep.run(sender.ready()).await.map_err(UpstreamError::Broken)?;
             // The library would leave the body of a GET out where nobody says how long it is.
             if outgoing.body().size_hint().exact().is_none() {
                 headers.insert(header::TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
             }
             *outgoing.uri_mut() = target.parse().map_err(|_| UpstreamError::Changed)?;
             *outgoing.headers_mut() = headers;
-            sender.send_request(outgoing).await.map_err(UpstreamError::Broken)
+            open.keep.run(sender.send_request(outgoing)).await.map_err(UpstreamError::Broken)
         }
         Sender::Http2(sender) => {
             sender.ready().await.map_err(UpstreamError::Broken)?;
@@ -417,10 +479,10 @@ async fn connect(cx: &Arc<ConnectionCx>, address: &str, offered: &[Alpn]) -> Res
         chosen = secured.protocol.as_deref() == Some(HTTP2);
         io = secured.io;
     }
-    let over = CancellationToken::new();
-    let tasks = Tasks(over.clone());
     // Whoever waits for a response is told by the sender what became of the connection.
-    let sender = if chosen {
+    let (version, sender, keep) = if chosen {
+        let over = CancellationToken::new();
+        let tasks = Tasks(over.clone());
         let handshake = http2::Builder::new(tasks.clone())
             .timer(TokioTimer::new())
             .initial_stream_window_size(WINDOWS.0)
@@ -431,13 +493,12 @@ async fn connect(cx: &Arc<ConnectionCx>, address: &str, offered: &[Alpn]) -> Res
             .await;
         let (sender, connection) = handshake.map_err(UpstreamError::Broken)?;
         tasks.execute(async { drop(connection.await) });
-        Sender::Http2(sender)
+        (Version::Http2, Sender::Http2(sender), Keep::Beside(Arc::new(over.drop_guard())))
     } else {
         let handshake = http1::Builder::new().handshake(TokioIo::new(io)).await;
         let (sender, connection) = handshake.map_err(UpstreamError::Broken)?;
-        tasks.execute(async { drop(connection.with_upgrades().await) });
-        Sender::Http1(sender)
+        let keep = Keep::running(async { drop(connection.with_upgrades().await) });
+        (Version::Http1, Sender::Http1(sender), keep)
     };
-    let version = if chosen { Version::Http2 } else { Version::Http1 };
-    Ok((version, Open { sender, lease: None, running: Arc::new(over.drop_guard()) }))
+    Ok((version, Open { sender, lease: None, keep }))
 }

@@ -124,7 +124,7 @@ impl Channel {
     /// # Errors
     /// One of them does not come.
     pub async fn open(self) -> Result<Tunnel, SessionError> {
-        let both = async { tokio::try_join!(self.client, self.upstream) };
+        let both = async { tokio::try_join!(self.client, self.keep.run(self.upstream)) };
         let both = tokio::time::timeout(PATIENCE, both).await;
         let (client, upstream) = both
             .map_err(|_| SessionError::Client("the upgrade was not taken up in time".into()))?
