@@ -21,14 +21,21 @@ const POLICY: &str = include_str!("policy.toml");
 const ROUNDS: usize = 9;
 const TIMES: u32 = 4000;
 
-const STATEMENTS: [(&str, &str); 3] = [
-    ("one row by its key", "SELECT abalance FROM pgbench_accounts WHERE aid = $1"),
+/// The statements of pgbench's own script, as it prepares them, and one that is larger than most.
+const STATEMENTS: [(&str, &str); 6] = [
+    ("select, a row by key", "SELECT abalance FROM pgbench_accounts WHERE aid = $1"),
+    ("update, accounts", "UPDATE pgbench_accounts SET abalance = abalance + $1 WHERE aid = $2"),
+    ("update, tellers", "UPDATE pgbench_tellers SET tbalance = tbalance + $1 WHERE tid = $2"),
+    ("update, branches", "UPDATE pgbench_branches SET bbalance = bbalance + $1 WHERE bid = $2"),
     (
-        "two tables, a group",
+        "insert, history",
+        "INSERT INTO pgbench_history (tid, bid, aid, delta, mtime) VALUES ($1, $2, $3, $4, CURRENT_TIMESTAMP)",
+    ),
+    (
+        "join, group and order",
         "SELECT b.bid, count(*), sum(a.abalance) FROM pgbench_accounts a JOIN pgbench_branches b ON a.bid = b.bid \
          WHERE a.aid > $1 AND b.filler IS NULL GROUP BY b.bid ORDER BY 3 DESC LIMIT 20",
     ),
-    ("a change", "UPDATE pgbench_accounts SET abalance = abalance + $1, filler = $2 WHERE aid = $3"),
 ];
 
 /// What a connection knows of its database once the catalogue was read: as there, names are looked up and shared.
@@ -43,6 +50,8 @@ impl Known {
         let tables = [
             ("pgbench_accounts", &["aid", "bid", "abalance", "filler"][..]),
             ("pgbench_branches", &["bid", "bbalance", "filler"]),
+            ("pgbench_tellers", &["tid", "bid", "tbalance", "filler"]),
+            ("pgbench_history", &["tid", "bid", "aid", "delta", "mtime", "filler"]),
         ];
         let columns = |names: &[&str]| names.iter().map(|name| Arc::from(*name)).collect();
         Self {
