@@ -18,9 +18,9 @@ const BLOCK: usize = 3;
 const TABLE: usize = 1 << 15;
 
 /// Secret values to be masked wherever they show up: plain; base64 (standard and URL-safe, at each of the three
-/// alignments, so also inside a longer encoded text); hexadecimal in either case; percent-encoded; as a JSON string;
-/// with quotes or backslashes doubled. Not found: line-wrapped base64, encodings of encodings, values cut or joined by
-/// the server. Values and everything made of them are wiped on drop.
+/// alignments, so also inside a longer encoded text); hexadecimal in either case; percent-encoded; as a JSON string,
+/// also in another; with quotes or backslashes doubled. Not found: line-wrapped base64, other encodings of encodings, values
+/// cut or joined by the server. Values and everything made of them are wiped on drop.
 #[derive(Default)]
 pub struct KnownSecrets {
     patterns: Vec<Pattern>,
@@ -194,15 +194,19 @@ fn escaped(value: &[u8]) -> Vec<Zeroizing<Vec<u8>>> {
         doubled(b'\''),
         doubled(b'"'),
         doubled(b'\\'),
-        json(value, b"0123456789abcdef", Slash::Plain),
-        json(value, b"0123456789abcdef", Slash::Escaped),
     ];
+    let mut strings =
+        vec![json(value, b"0123456789abcdef", Slash::Plain), json(value, b"0123456789abcdef", Slash::Escaped)];
     if let Ok(text) = std::str::from_utf8(value)
         && !text.is_ascii()
     {
-        all.push(json_ascii(text, b"0123456789abcdef"));
-        all.push(json_ascii(text, b"0123456789ABCDEF"));
+        strings.push(json_ascii(text, b"0123456789abcdef"));
+        strings.push(json_ascii(text, b"0123456789ABCDEF"));
     }
+    // JSON often lies in a string of JSON: arguments of a model's call, a message in a log.
+    let twice: Vec<_> = strings.iter().map(|string| json(string, b"0123456789abcdef", Slash::Plain)).collect();
+    all.extend(strings);
+    all.extend(twice);
     all
 }
 

@@ -416,7 +416,12 @@ fn known_secrets_are_found_in_every_encoding() {
     let s = SECRET.as_bytes();
     let json = serde_json::to_string(SECRET).unwrap();
     let json = json[1..json.len() - 1].to_owned();
+    // In a string that lies in another.
+    let again = |string: String| string.replace('\\', "\\\\").replace('"', "\\\"");
     for text in [
+        again(json.clone()),
+        again(json.replace('/', "\\/")),
+        again(json.replace('\u{e4}', "\\u00e4")),
         SECRET.to_owned(),
         data_encoding::HEXLOWER.encode(s),
         data_encoding::HEXUPPER.encode(s),
