@@ -26,6 +26,7 @@ const PACKAGES: &[&str] = &[
     "openssh-client",
     "bzip2",
     "curl",
+    "make",
     "nginx",
     "libclang-dev",
     "python3",
