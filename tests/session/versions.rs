@@ -15,7 +15,7 @@ use http_body_util::{BodyExt as _, Empty};
 use hyper::client::conn::http2;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use portcullis::{
-    net::{Net, RuntimeCa},
+    net::{Net, RuntimeCa, Scope},
     policy::{TlsMode, TlsSpec},
     session::{Network as _, Secured},
 };
@@ -75,7 +75,7 @@ impl Server for Counting {
 
 /// A client's TLS that offers both versions.
 async fn offer_both(house: &TestHouse) -> Secured {
-    let net = Net::new(Arc::new(RuntimeCa::new(Duration::from_secs(60)).unwrap()));
+    let net = Net::new(Arc::new(RuntimeCa::new(Duration::from_secs(60), &Scope::default()).unwrap()));
     let unchecked = TlsSpec { mode: TlsMode::Require, ca: None, client: None };
     net.secure(Box::new(house.connect()), "localhost", &unchecked, &[b"h2", b"http/1.1"]).await.unwrap()
 }

@@ -14,7 +14,7 @@ mod sockdiag;
 mod tests;
 mod tls;
 
-pub use ca::RuntimeCa;
+pub use ca::{RuntimeCa, Scope};
 
 use std::{net::IpAddr, sync::Arc};
 

@@ -27,7 +27,7 @@ use crate::policy::TlsMode;
 const DAY: Duration = Duration::from_secs(86_400);
 
 fn net() -> Net {
-    Net::new(Arc::new(RuntimeCa::new(DAY).unwrap()))
+    Net::new(Arc::new(RuntimeCa::new(DAY, &Scope::default()).unwrap()))
 }
 
 /// A CA, and the leaves it signs.
@@ -398,14 +398,10 @@ async fn through_ca(ca: &Arc<RuntimeCa>, names: &[&str], host: &str, spec: &TlsS
 #[tokio::test]
 async fn clients_that_trust_the_runtime_ca_accept_its_leaves() {
     let files = Files::new();
-    let ca = Arc::new(RuntimeCa::new(DAY).unwrap());
-    let path = files.write("ca.pem", "old, and of another mode");
-    ca.write_certificate(&path).unwrap();
-    use std::os::unix::fs::PermissionsExt;
-    assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o7777, 0o644);
-    let text = std::fs::read_to_string(&path).unwrap();
-    assert!(text == ca.certificate_pem() && !text.contains("PRIVATE"));
-    assert_eq!(std::fs::read_dir(files.0.path()).unwrap().count(), 1);
+    let mut scope = Scope::default();
+    scope.extend(["orders.db.internal", "a.example", "b.example", "127.0.0.1", "localhost", "::1"]);
+    let ca = Arc::new(RuntimeCa::new(DAY, &scope).unwrap());
+    let path = files.write("ca.pem", ca.certificates_pem());
     let full = spec(TlsMode::VerifyFull, Some(&path));
     for (names, host) in [
         (&["orders.db.internal"][..], "orders.db.internal"),
@@ -417,63 +413,12 @@ async fn clients_that_trust_the_runtime_ca_accept_its_leaves() {
         through_ca(&ca, names, host, &full).await.unwrap();
     }
     assert!(through_ca(&ca, &["a.example"], "b.example", &full).await.is_err());
-    let another = Arc::new(RuntimeCa::new(DAY).unwrap());
+    let another = Arc::new(RuntimeCa::new(DAY, &scope).unwrap());
     assert!(through_ca(&another, &["a.example"], "a.example", &full).await.is_err());
     for names in [&[][..], &[""], &["a b"], &["\u{fc}.example"]] {
         let names: Vec<String> = names.iter().map(|n| (*n).to_owned()).collect();
-        assert!(matches!(ca.server_config(&names, None), Err(ca::CaError::Names)), "{names:?}");
+        assert!(matches!(ca.server_config(&names, None, None), Err(ca::CaError::Names)), "{names:?}");
     }
-}
-
-#[test]
-fn leaves_are_kept_and_bounded() {
-    let ca = RuntimeCa::new(DAY).unwrap();
-    let config =
-        |names: &[&str]| ca.server_config(&names.iter().map(|n| (*n).to_owned()).collect::<Vec<_>>(), None).unwrap();
-    let first = config(&["a", "b"]);
-    assert!(Arc::ptr_eq(&first, &config(&["B", "a", "a"])));
-    assert!(!Arc::ptr_eq(&first, &config(&["a"])));
-    // One whose authority is about to end is not kept.
-    let ending = RuntimeCa::new(Duration::ZERO).unwrap();
-    let names = ["a".to_owned()];
-    assert!(!Arc::ptr_eq(&ending.server_config(&names, None).unwrap(), &ending.server_config(&names, None).unwrap()));
-}
-
-/// A client that is not ours.
-#[tokio::test]
-async fn openssl_accepts_the_runtime_ca() {
-    let files = Files::new();
-    let ca = Arc::new(RuntimeCa::new(DAY).unwrap());
-    ca.write_certificate(&files.0.path().join("ca.pem")).unwrap();
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
-    let port = listener.local_addr().unwrap().port();
-    let net = Net::new(ca);
-    let peer = tokio::spawn(async move {
-        for _ in 0..2 {
-            let (stream, _) = listener.accept().await.unwrap();
-            if let Ok(mut io) = net.accept_tls(Box::new(stream), &["db.example".into()]).await {
-                let _ = io.shutdown().await;
-            }
-        }
-    });
-    for (host, accepted) in [("db.example", true), ("other.example", false)] {
-        let dir = files.0.path().to_owned();
-        let client = tokio::task::spawn_blocking(move || {
-            let connect = format!("127.0.0.1:{port}");
-            let output = Command::new("openssl")
-                .current_dir(dir)
-                .args(["s_client", "-connect", &connect, "-CAfile", "ca.pem", "-verify_return_error", "-x509_strict"])
-                .args(["-verify_hostname", host, "-servername", host])
-                .stdin(std::process::Stdio::null())
-                .output();
-            let output = output.expect("openssl");
-            (String::from_utf8_lossy(&output.stdout).into_owned(), String::from_utf8_lossy(&output.stderr).into_owned())
-        });
-        let (stdout, stderr) = client.await.unwrap();
-        let verified = stdout.contains("Verify return code: 0 (ok)") && stdout.contains("Cipher is TLS_");
-        assert_eq!(verified, accepted, "{host}\n{stdout}\n{stderr}");
-    }
-    peer.await.unwrap();
 }
 
 // --- Names and dialing ---

@@ -92,7 +92,8 @@ impl Hello for Begun {
 
     fn accept(self: Box<Self>, names: &[String], protocol: Option<Alpn>) -> BoxFuture<'_, Result<BoxIo, NetError>> {
         Box::pin(async move {
-            let config = self.ca.server_config(names, protocol).map_err(|e| NetError::Settings(e.into()))?;
+            let asked = self.server_name.as_deref();
+            let config = self.ca.server_config(names, asked, protocol).map_err(|e| NetError::Settings(e.into()))?;
             let accepted = timeout(HANDSHAKE_LIMIT, self.start.into_stream(config)).await;
             let stream = accepted.map_err(|_| NetError::Timeout)?.map_err(|e| NetError::Tls(e.into()))?;
             Ok(Box::new(stream) as BoxIo)

@@ -42,7 +42,8 @@ pub trait Hello: Send {
     /// Whether the client offers a protocol.
     fn offers(&self, protocol: Alpn) -> bool;
 
-    /// Goes on with a leaf of the runtime CA that is valid for these DNS names and addresses, choosing `protocol`.
+    /// Goes on with a leaf of the runtime CA, choosing `protocol`. It is valid for these DNS names and addresses, or those of
+    /// them that an authority which the client may know of vouches for: the name that it asks for is among them.
     fn accept(self: Box<Self>, names: &[String], protocol: Option<Alpn>) -> BoxFuture<'_, Result<BoxIo, NetError>>;
 }
 
