@@ -2,6 +2,7 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod bounds;
+mod client_certificates;
 mod dns;
 mod dry_run;
 mod escapes;

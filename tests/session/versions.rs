@@ -77,7 +77,7 @@ impl Server for Counting {
 async fn offer_both(house: &TestHouse) -> Secured {
     let net = Net::new(Arc::new(RuntimeCa::new(Duration::from_secs(60), &Scope::default()).unwrap()));
     let unchecked = TlsSpec { mode: TlsMode::Require, ca: None, client: None };
-    net.secure(Box::new(house.connect()), "localhost", &unchecked, &[b"h2", b"http/1.1"]).await.unwrap()
+    net.secure(Box::new(house.connect()), "localhost", &unchecked, &[b"h2", b"http/1.1"], None).await.unwrap()
 }
 
 async fn ask(secured: &mut Secured) -> String {

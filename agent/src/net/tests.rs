@@ -97,7 +97,7 @@ async fn connect(net: &Net, config: Arc<ServerConfig>, host: &str, spec: &TlsSpe
         stream.write_all(&byte).await?;
         stream.flush().await
     });
-    let mut secured = net.secure(Box::new(ours), host, spec, &[]).await?;
+    let mut secured = net.secure(Box::new(ours), host, spec, &[], None).await?;
     let mut byte = [42];
     let echo = async {
         secured.io.write_all(&byte).await?;
@@ -309,7 +309,7 @@ async fn a_peer_that_speaks_no_tls_is_refused() {
         let (ours, mut theirs) = tokio::io::duplex(16 * 1024);
         theirs.write_all(answer).await.unwrap();
         theirs.shutdown().await.unwrap();
-        let result = net().secure(Box::new(ours), "db.example", &spec(TlsMode::Require, None), &[]).await;
+        let result = net().secure(Box::new(ours), "db.example", &spec(TlsMode::Require, None), &[], None).await;
         assert!(matches!(result, Err(NetError::Tls(_))), "{result:?}");
     }
 }
@@ -318,7 +318,7 @@ async fn a_peer_that_speaks_no_tls_is_refused() {
 async fn a_silent_peer_is_given_up() {
     let (ours, _theirs) = tokio::io::duplex(1024);
     let (net, require) = (net(), spec(TlsMode::Require, None));
-    assert!(matches!(net.secure(Box::new(ours), "db.example", &require, &[]).await, Err(NetError::Timeout)));
+    assert!(matches!(net.secure(Box::new(ours), "db.example", &require, &[], None).await, Err(NetError::Timeout)));
     let (ours, _theirs) = tokio::io::duplex(1024);
     assert!(matches!(net.accept_tls(Box::new(ours), &["a".into()]).await, Err(NetError::Timeout)));
 }
@@ -385,7 +385,7 @@ async fn through_ca(ca: &Arc<RuntimeCa>, names: &[&str], host: &str, spec: &TlsS
     let names: Vec<String> = names.iter().map(|n| (*n).to_owned()).collect();
     let net = Net::new(ca.clone());
     let (server, client) =
-        tokio::join!(net.accept_tls(Box::new(theirs), &names), net.secure(Box::new(ours), host, spec, &[]));
+        tokio::join!(net.accept_tls(Box::new(theirs), &names), net.secure(Box::new(ours), host, spec, &[], None));
     let (mut server, mut client) = (server?, client?.io);
     client.write_all(b"hello").await.unwrap();
     client.shutdown().await.unwrap();

@@ -225,7 +225,7 @@ impl Connection {
             Err(error) => {
                 let detail = match &error {
                     UpstreamError::Credential(detail) => detail.clone(),
-                    error => format!("{error}: {:?}", std::error::Error::source(error).map(ToString::to_string)),
+                    error => causes(error),
                 };
                 tracing::warn!(upstream = %self.cx.upstream.name, connection = self.cx.id, error = detail, "no response");
                 let problem = match error {
@@ -367,4 +367,15 @@ type Answered = Result<Response<AnyBody>, Box<Problem>>;
 fn is_grpc(fields: &HeaderMap) -> bool {
     let kind = fields.get(header::CONTENT_TYPE).map(|kind| kind.as_bytes());
     kind.is_some_and(|kind| kind.get(..16).is_some_and(|kind| kind.eq_ignore_ascii_case(b"application/grpc")))
+}
+
+/// An error and all that it comes of, for the log.
+fn causes(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(deeper) = cause {
+        text.push_str(&format!(": {deeper}"));
+        cause = deeper.source();
+    }
+    text
 }
