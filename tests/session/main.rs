@@ -9,6 +9,7 @@ mod escapes;
 mod hold;
 mod http;
 mod http2;
+mod interim;
 mod lists;
 mod llm;
 mod logins;

@@ -5,7 +5,7 @@ use std::{
         Arc, Mutex, OnceLock, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use bytes::{Bytes, BytesMut};
@@ -38,6 +38,11 @@ use crate::{
     session::{Begun, Command, ConnectionCx, DataRight, Gate, Lasting, NetError, Standing},
     wire::Charge,
 };
+
+/// After which silences a client is told that its request waits still. With the one that asks for the body, it is told as
+/// often as Go's client lets anybody before it gives up (`net/http` up to 1.22: five interim responses).
+const SILENCES: [Duration; 4] =
+    [Duration::from_secs(15), Duration::from_secs(30), Duration::from_secs(60), Duration::from_secs(120)];
 
 /// One connection's state.
 pub struct Connection {
@@ -193,6 +198,9 @@ impl Connection {
                 let problem = Problem::new(StatusCode::SERVICE_UNAVAILABLE, "Try again", detail);
                 return self.refuse(problem, "http policy").await;
             }
+            Begun::Wait { hold: Some(hold), answer } if request.reads_interim => {
+                (self.telling(answer).await, Some(hold.id))
+            }
             Begun::Wait { hold, answer } => (answer.await, hold.map(|hold| hold.id)),
         };
         let permit = match answer {
@@ -243,6 +251,26 @@ impl Connection {
                 Err(Box::new(problem))
             }
         }
+    }
+
+    /// Waits, and has the client told now and then that it is not forgotten.
+    async fn telling<T>(&self, answer: impl Future<Output = T>) -> T {
+        let mut answer = std::pin::pin!(answer);
+        for silence in SILENCES {
+            tokio::select! {
+                biased;
+                answer = &mut answer => {
+                    self.wrong.waits.store(false, Ordering::Release);
+                    return answer;
+                }
+                // This future is polled where the stream is flushed afterwards.
+                () = tokio::time::sleep(silence) => self.wrong.waits.store(true, Ordering::Release),
+            }
+        }
+        let answer = answer.await;
+        // A response must not be followed by an interim one.
+        self.wrong.waits.store(false, Ordering::Release);
+        answer
     }
 
     /// Refuses a request with a placeholder that must not be there, and records all of it.
