@@ -25,6 +25,7 @@ use super::{
     outgoing::{self, Outgoing},
     placeholder::{self, Watched},
     request::{Request, RequestError},
+    resets::Reset,
     respond::{respond, respond_upgrade},
     serve::hosts,
     sigv4, strict,
@@ -163,6 +164,12 @@ impl Connection {
             let _ = answer.await;
         }
         Err(Box::new(problem))
+    }
+
+    /// Records what the library of HTTP/2 has refused by itself.
+    pub async fn refuse_reset(&self, reset: Reset) {
+        // The client was told.
+        let _ = self.refuse(Problem::bad_request(reset.to_string()), "http framing").await;
     }
 
     async fn judge(&self, mut request: Request, body: Incoming, client: Option<OnUpgrade>, address: &str) -> Answered {

@@ -37,6 +37,7 @@ mod outgoing;
 mod path;
 mod placeholder;
 mod request;
+mod resets;
 mod respond;
 mod serve;
 mod sigv4;
