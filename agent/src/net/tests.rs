@@ -378,6 +378,43 @@ async fn the_endpoint_hash_is_that_of_the_certificate_shown() {
     assert_eq!(secured.endpoint_hash, Some(openssl(files.0.path(), "dgst -sha256 -binary leaf.der")));
 }
 
+/// What a client sends first, as our own does it.
+async fn hello(host: &str) -> Vec<u8> {
+    let (ours, mut theirs) = tokio::io::duplex(16 * 1024);
+    let (net, host) = (net(), host.to_owned());
+    let client = tokio::spawn(async move {
+        let _ = net.secure(Box::new(ours), &host, &spec(TlsMode::Require, None), &[b"h2"], None).await;
+    });
+    let mut first = vec![0; 16 * 1024];
+    let length = theirs.read(&mut first).await.unwrap();
+    client.abort();
+    first.truncate(length);
+    first
+}
+
+#[tokio::test]
+async fn the_name_in_a_handshake_is_found_once_all_of_it_is_there() {
+    let net = net();
+    for (host, name) in [("db.example", Some("db.example")), ("127.0.0.1", None)] {
+        let whole = hello(host).await;
+        for cut in 0..whole.len() {
+            assert_eq!(net.asked_name(&whole[..cut]), Asked::More, "{cut} of {}", whole.len());
+        }
+        assert_eq!(net.asked_name(&whole), Asked::For(name.map(str::to_owned)));
+        // What comes behind it is not looked at.
+        assert_eq!(net.asked_name(&[&whole[..], b"more"].concat()), Asked::For(name.map(str::to_owned)));
+        // In several records, as some clients send it.
+        let body = &whole[5..];
+        let split: Vec<u8> =
+            body.chunks(7).flat_map(|part| [&[22, 3, 1, 0, part.len() as u8], part].concat()).collect();
+        assert_eq!(net.asked_name(&split), Asked::For(name.map(str::to_owned)));
+        // Nonsense is no name, and nothing is waited for.
+        let mut broken = whole.clone();
+        broken[5] = 99;
+        assert_eq!(net.asked_name(&broken), Asked::For(None));
+    }
+}
+
 // --- The runtime CA ---
 
 async fn through_ca(ca: &Arc<RuntimeCa>, names: &[&str], host: &str, spec: &TlsSpec) -> Result<(), NetError> {
