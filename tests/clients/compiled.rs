@@ -146,11 +146,11 @@ fn javas_store_and_the_bundle_are_one() {
     for _ in 0..2 {
         let keytool = Command::new("keytool")
             .args(["-list", "-rfc", "-storetype", "PKCS12", "-storepass", "changeit", "-keystore"])
-            .arg(daemon.path("run/ca-bundle.p12"))
+            .arg(daemon.path("run/trust/ca-bundle.p12"))
             .output()
             .unwrap();
         let listed = String::from_utf8_lossy(&keytool.stdout).into_owned();
-        let bundle = fs::read_to_string(daemon.path("run/ca-bundle.pem")).unwrap();
+        let bundle = fs::read_to_string(daemon.path("run/trust/ca-bundle.pem")).unwrap();
         let certificates = |pem: &str| {
             let bodies = pem.split("-----BEGIN CERTIFICATE-----").skip(1);
             let body = |text: &str| text.split("-----END").next().unwrap().split_whitespace().collect::<String>();
@@ -166,6 +166,14 @@ fn javas_store_and_the_bundle_are_one() {
         daemon.kill().unwrap();
         daemon.launch().unwrap();
     }
-    let store = fs::metadata(daemon.path("run/ca-bundle.p12")).unwrap();
+    // A name that a reload brings is for a further authority, and both are in the files then.
+    let read = || fs::read_to_string(daemon.path("run/trust/ca.pem")).unwrap();
+    let (first, file) = (read(), daemon.path("policies/bot.toml"));
+    let policy = fs::read_to_string(&file).unwrap();
+    fs::write(&file, policy.replace("[\"localhost:", "[\"other.example:443\", \"localhost:")).unwrap();
+    daemon.ok(&["reload"]).unwrap();
+    assert!(read().starts_with(&first) && read().matches("BEGIN CERTIFICATE").count() == 2, "{}", daemon.log());
+    assert_eq!(daemon.status().unwrap()["ca"]["count"], 2);
+    let store = fs::metadata(daemon.path("run/trust/ca-bundle.p12")).unwrap();
     assert_eq!(std::os::unix::fs::PermissionsExt::mode(&store.permissions()) & 0o777, 0o644);
 }

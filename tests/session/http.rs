@@ -1,8 +1,18 @@
 //! HTTP through the house, toward a real web server.
 
-use portcullis::record::EventBody;
+use std::{
+    io,
+    pin::Pin,
+    task::{Context, Poll},
+};
+
+use portcullis::{
+    policy::{TlsMode, TlsSpec},
+    record::EventBody,
+    session::Network as _,
+};
 use portcullis_tests::{PASSWORD, Seen, Server as _, TestHouse, Web, reviewer};
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, ReadBuf};
 
 const POLICY: &str = r#"
 [workload]
@@ -314,6 +324,48 @@ async fn only_the_upstreams_own_names_are_served() {
     );
 }
 
+/// A client whose first bytes come in two parts.
+struct Cut {
+    io: tokio::io::DuplexStream,
+    /// How many are left of the first part; then it pauses once.
+    left: usize,
+}
+
+impl AsyncRead for Cut {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_read(cx, buf)
+    }
+}
+
+impl AsyncWrite for Cut {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        match self.left {
+            usize::MAX => return Pin::new(&mut self.io).poll_write(cx, buf),
+            // The other side runs meanwhile.
+            0 => {
+                self.left = usize::MAX;
+                cx.waker().wake_by_ref();
+                return Poll::Pending;
+            }
+            _ => {}
+        }
+        let left = self.left.min(buf.len());
+        let written = Pin::new(&mut self.io).poll_write(cx, &buf[..left]);
+        if let Poll::Ready(Ok(written)) = written {
+            self.left -= written;
+        }
+        written
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_shutdown(cx)
+    }
+}
+
 /// Two services behind one address: each request goes where its name says, with the credential of that one, and is judged by
 /// its rules.
 #[tokio::test]
@@ -345,12 +397,35 @@ credential = { source = "file", path = "{password}", inject = "header:x-second" 
         let other = if field == "x-second" { "authorization" } else { "x-second" };
         assert!(seen.header(other).is_none(), "{host} {seen:?}");
     }
+    // The same over TLS, cut anywhere.
+    let net = portcullis::net::RuntimeCa::new(std::time::Duration::from_secs(60), &Default::default()).unwrap();
+    let net = portcullis::net::Net::new(std::sync::Arc::new(net));
+    let tls = TlsSpec { mode: TlsMode::Require, ca: None, client: None };
+    for at in (0..400).step_by(23) {
+        for (host, field) in [("localhost", "authorization"), ("127.0.0.1", "x-second")] {
+            let io = Cut { io: house.connect(), left: at };
+            let asked = async {
+                let mut client = net.secure(Box::new(io), host, &tls, &[], None).await.unwrap().io;
+                client.write_all(one(host).as_bytes()).await.unwrap();
+                client.flush().await.unwrap();
+                let mut out = Vec::new();
+                let _ = client.read_to_end(&mut out).await;
+                out
+            };
+            let out = tokio::time::timeout(std::time::Duration::from_secs(20), asked).await;
+            let out = out.unwrap_or_else(|_| panic!("{host} cut at {at}: no answer"));
+            assert_eq!(answers(&out)[0].status, 200, "{host} cut at {at}");
+            let seen = web.seen().unwrap().pop().unwrap();
+            assert!(seen.header(field).is_some_and(|value| value.ends_with(PASSWORD)), "{host} cut at {at}");
+        }
+    }
+    let before = web.seen().unwrap().len();
     // A name of neither, and another than the first request's.
     for text in [one("other"), format!("{}{}", one("localhost").replace("Connection: close\r\n", ""), one("127.0.0.1"))]
     {
         assert_eq!(exchange(&house, text.as_bytes()).await.last().unwrap().status, 421, "{text}");
     }
-    assert_eq!(web.seen().unwrap().len(), 3);
+    assert_eq!(web.seen().unwrap().len(), before + 1);
     let upstreams: Vec<_> = house.events().unwrap().iter().filter_map(|event| event.upstream.clone()).collect();
     assert!(upstreams.iter().any(|name| **name == *"second"), "{upstreams:?}");
 }

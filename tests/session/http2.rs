@@ -1,9 +1,12 @@
 //! HTTP/2 through the house, toward a real server that speaks it.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, Full};
 use hyper::{Request, Response, body::Incoming, client::conn::http2::SendRequest};
 use hyper_util::rt::{TokioExecutor, TokioIo};
+use portcullis::record::{Event, EventBody};
 use portcullis_tests::{PASSWORD, TestHouse, Web, reviewer};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
@@ -294,14 +297,16 @@ async fn frames_that_are_wrong_reach_nobody() {
             .concat(),
         ),
     ];
+    let refused = || {
+        let events = house.events().unwrap();
+        let deny = |event: &&Arc<Event>| matches!(&event.body, EventBody::Command { decision, .. } if &*decision.effect == "deny");
+        events.iter().filter(deny).count()
+    };
+    let (mut reached, mut untold) = (Vec::new(), Vec::new());
     for (what, bytes) in &cases {
+        let before = refused();
         let mut client = house.connect();
-        let preface = b"PRI * HTTP/2.0
-
-SM
-
-"
-        .to_vec();
+        let preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec();
         let ping = frame(6, 0, 0, b"the end.");
         let sent = [preface, frame(4, 0, 0, &[]), bytes.clone(), ping].concat();
         // It may be closed before it was read to its end.
@@ -319,10 +324,93 @@ SM
         tokio::time::timeout(std::time::Duration::from_secs(20), read)
             .await
             .unwrap_or_else(|_| panic!("{what}: no end"));
-        tokio::task::yield_now().await;
-        let seen = web.seen().unwrap();
-        assert!(seen.is_empty(), "{what}: {seen:?}");
+        // Whoever refuses it, it is on record, once.
+        let told = async {
+            while refused() == before {
+                tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+            }
+        };
+        if tokio::time::timeout(std::time::Duration::from_secs(2), told).await.is_err() || refused() != before + 1 {
+            untold.push((what, refused() - before));
+        }
+        if !web.seen().unwrap().is_empty() {
+            reached.push(what);
+        }
     }
+    assert!(reached.is_empty() && untold.is_empty(), "reached {reached:?}, not told once {untold:?}");
     assert_eq!(ask(&client(&house).await, request("GET", "/x", &[], "")).await.1, "fine");
     assert_eq!(web.seen().unwrap().len(), 1);
+}
+
+#[tokio::test]
+async fn what_the_library_refuses_is_on_record() {
+    const HEADERS: u8 = 1;
+    const END: u8 = 5;
+    let web = Web::start_http2().unwrap();
+    let get = |more: &[(&str, &str)]| {
+        let usual = [(":method", "GET"), (":scheme", "http"), (":authority", "localhost"), (":path", "/")];
+        usual.iter().chain(more).flat_map(|(name, value)| field(name, value)).collect::<Vec<u8>>()
+    };
+    let good = frame(HEADERS, END, 5, &get(&[]));
+    for (frames, refusals) in [
+        // Fields of one connection, and one of its kind twice: each is refused, and the connection goes on.
+        (
+            [frame(HEADERS, END, 1, &get(&[("connection", "close")])), good.clone()],
+            vec!["stream 1 of HTTP/2: what was sent is malformed (PROTOCOL_ERROR)"],
+        ),
+        (
+            [
+                frame(HEADERS, END, 1, &get(&[("connection", "close")])),
+                frame(HEADERS, END, 3, &get(&[(":path", "/x")])),
+            ],
+            vec![
+                "stream 1 of HTTP/2: what was sent is malformed (PROTOCOL_ERROR)",
+                "stream 3 of HTTP/2: what was sent is malformed (PROTOCOL_ERROR)",
+            ],
+        ),
+        // More than its head says: the upstream hears nothing of what is wrong.
+        (
+            [frame(HEADERS, 4, 1, &get(&[("content-length", "1")])), frame(0, 1, 1, b"two")],
+            vec!["stream 1 of HTTP/2: what was sent is malformed (PROTOCOL_ERROR)"],
+        ),
+        // Of the whole connection: a name in upper case, data on no stream, fields that cannot be read, a frame of an impossible length.
+        (
+            [frame(HEADERS, END, 1, &get(&[("X-Upper", "1")])), Vec::new()],
+            vec!["the connection of HTTP/2: what was sent is malformed (PROTOCOL_ERROR)"],
+        ),
+        (
+            [frame(0, 0, 0, b"x"), Vec::new()],
+            vec!["the connection of HTTP/2: what was sent is malformed (PROTOCOL_ERROR)"],
+        ),
+        (
+            [frame(HEADERS, END, 1, &[0xff, 0xff, 0xff, 0xff, 0x7f]), Vec::new()],
+            vec!["the connection of HTTP/2: what was sent is malformed (PROTOCOL_ERROR)"],
+        ),
+        (
+            [frame(6, 0, 0, b"short"), Vec::new()],
+            vec!["the connection of HTTP/2: what was sent is malformed (PROTOCOL_ERROR)"],
+        ),
+    ] {
+        let house = TestHouse::new(&web, POLICY).unwrap();
+        let mut client = house.connect();
+        let hello = [b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec(), frame(4, 0, 0, &[])].concat();
+        client.write_all(&[hello, frames.concat()].concat()).await.unwrap();
+        let wait = async {
+            loop {
+                let record = serde_json::to_string(&house.events().unwrap()).unwrap();
+                let found = refusals.iter().filter(|refusal| record.contains(&format!("refused: {refusal}\""))).count();
+                if found == refusals.len() && (frames[1] != good || record.contains("200 OK")) {
+                    return record;
+                }
+                let mut bytes = [0; 4096];
+                let _ = tokio::time::timeout(std::time::Duration::from_millis(20), client.read(&mut bytes)).await;
+            }
+        };
+        let record = tokio::time::timeout(std::time::Duration::from_secs(10), wait).await;
+        let record = record
+            .unwrap_or_else(|_| panic!("{refusals:?}: {}", serde_json::to_string(&house.events().unwrap()).unwrap()));
+        assert_eq!(record.matches("\"http framing\"").count(), refusals.len(), "{record}");
+        assert!(record.contains("\"refused: "), "{record}");
+    }
+    assert!(web.seen().unwrap().iter().all(|seen| seen.path == "/" && seen.method == "GET"));
 }

@@ -2,12 +2,14 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod bounds;
+mod client_certificates;
 mod dns;
 mod dry_run;
 mod escapes;
 mod hold;
 mod http;
 mod http2;
+mod interim;
 mod lists;
 mod llm;
 mod logins;

@@ -3,7 +3,7 @@
 use std::{fs, os::unix::fs::PermissionsExt as _, path::Path, sync::Arc};
 
 use portcullis::{
-    net::{Net, RuntimeCa},
+    net::{Net, RuntimeCa, Scope},
     policy::{CredentialRef, PolicySet},
     secrets::Secrets,
 };
@@ -88,7 +88,7 @@ impl Setting {
         let text = text.replace("{ca}", &self.web.ca().display().to_string());
         let set = PolicySet::from_texts([("bot.toml", text)]).unwrap();
         let credential = set.by_workload("bot").unwrap().upstream("api").unwrap().credential.clone();
-        let ca = RuntimeCa::new(std::time::Duration::from_secs(3600)).unwrap();
+        let ca = RuntimeCa::new(std::time::Duration::from_secs(3600), &Scope::default()).unwrap();
         (Secrets::new(None).dialing(Arc::new(Net::new(Arc::new(ca)))).keeping(state.join("tokens")), credential)
     }
 }

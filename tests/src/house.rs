@@ -15,7 +15,7 @@ use portcullis::{
     action::ProcessFacts,
     hold::{HoldSettings, HoldStore, HoldView, ReviewerIdentity},
     identity::{NewSession, Session, Sessions},
-    net::{Net, RuntimeCa},
+    net::{Net, RuntimeCa, Scope},
     policy::PolicySet,
     protocol,
     record::{Event, RecordSettings, Recorder, read},
@@ -33,6 +33,7 @@ pub struct TestHouse {
     pub house: Arc<House>,
     /// The session that clients are in.
     pub session: Arc<Session>,
+    ca: Arc<RuntimeCa>,
     dir: tempfile::TempDir,
     origin: SocketAddr,
 }
@@ -68,7 +69,8 @@ impl TestHouse {
         let holds = HoldStore::new(HoldSettings::default());
         let timer = holds.clone();
         tokio::spawn(async move { timer.run_timer().await });
-        let network = Arc::new(Net::new(Arc::new(RuntimeCa::new(Duration::from_secs(3600))?)));
+        let ca = Arc::new(RuntimeCa::new(Duration::from_secs(3600), &Scope::of(&policies))?);
+        let network = Arc::new(Net::new(ca.clone()));
         let secrets = Secrets::new(None).dialing(network.clone()).keeping(dir.path().join("tokens"));
         let house = House {
             policies: arc_swap::ArcSwap::from_pointee(policies),
@@ -87,12 +89,14 @@ impl TestHouse {
             compiled: Mutex::new(Vec::new()),
         };
         let origin = SocketAddr::from(([127, 0, 0, 1], server.port()));
-        Ok(Self { house: Arc::new(house), session, dir, origin })
+        Ok(Self { house: Arc::new(house), session, ca, dir, origin })
     }
 
     /// Puts another policy in force, as a reload does.
     pub fn reload(&self, server: &impl Server, policy: &str) -> Result<()> {
-        self.house.policies.store(Arc::new(set(server, &self.dir.path().join("password"), policy)?));
+        let policies = set(server, &self.dir.path().join("password"), policy)?;
+        self.ca.tend(&Scope::of(&policies))?;
+        self.house.policies.store(Arc::new(policies));
         self.house.live.rejudge(&self.house);
         Ok(())
     }

@@ -1,6 +1,6 @@
 """A stand-in for a model's service, for tests: it speaks the wire formats of OpenAI's chat completions and responses and of
 Anthropic's messages, in one piece and as server-sent events, and logs what it was sent. It answers a user who asks it to look
-something up with a tool call, a tool's result with a text that has it, and `say: X` with X."""
+something up with a tool call, a tool's result with a text that has it, `say: X` with X, and `long: N X` with N letters and X."""
 
 import json
 import ssl
@@ -32,11 +32,15 @@ def answer_to(messages):
         return f"There are {text}."
     if "look up" in text:
         return None
+    if "long: " in text:
+        length, rest = text.split("long: ", 1)[1].split(" ", 1)
+        return "and so on " * (int(length) // 10) + rest
     return text.split("say: ", 1)[1] if "say: " in text else "Good day."
 
 
 def pieces(text):
-    return [text[at : at + 3] for at in range(0, len(text), 3)]
+    size = 3 if len(text) < 10_000 else 30_001
+    return [text[at : at + size] for at in range(0, len(text), size)]
 
 
 def chat(asked, say):

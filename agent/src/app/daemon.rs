@@ -32,6 +32,7 @@ use super::{
     place::{self, Place},
     policies::{self, Policies},
     privileges, refusals, supervisor,
+    trust::{self, Trust},
 };
 use crate::{
     bpf::{Kernel, KernelSettings, Pins},
@@ -104,7 +105,8 @@ pub(super) fn run(settings: Settings) -> miette::Result<Ended> {
 }
 
 async fn serve(settings: Arc<Settings>, policies: crate::policy::PolicySet, place: Place) -> miette::Result<Ended> {
-    let Place { own, root, listeners, addresses, helper, control, ca, pins } = place;
+    let Place { own, root, listeners, addresses, helper, control, pins } = place;
+    let trust = Arc::new(Trust::begin(&settings, &policies)?);
 
     let recorder = Recorder::open(&record_settings(&settings)).into_diagnostic().wrap_err_with(|| {
         format!("the record in {} cannot be opened; nothing runs that is not recorded", settings.record_dir().display())
@@ -120,7 +122,7 @@ async fn serve(settings: Arc<Settings>, policies: crate::policy::PolicySet, plac
     let kernel = Arc::new(open_kernel(place::kernel_settings(&settings, &root), pins, &own, &listeners, &addresses)?);
     let governor = Arc::new(Governor::new(root, own, kernel.clone(), helper.clone()));
 
-    let network = Arc::new(Net::new(ca));
+    let network = Arc::new(Net::new(trust.ca().clone()));
     let secrets = Secrets::new(std::env::var_os("CREDENTIALS_DIRECTORY").map(Into::into))
         .dialing(network.clone())
         .keeping(settings.state_dir.join("tokens"))
@@ -173,12 +175,13 @@ async fn serve(settings: Arc<Settings>, policies: crate::policy::PolicySet, plac
     };
     let lifecycle = Arc::new(Lifecycle::new(house.clone(), governor.clone(), settings.clone(), namespaces));
     lifecycle.adopt(&restored.adopted, &restored.lost);
-    let policies = Arc::new(Policies::new(settings.policy_dir.clone(), house.clone(), governor.clone()));
+    let policies = Arc::new(Policies::new(settings.policy_dir.clone(), house.clone(), governor.clone(), trust.clone()));
 
     let stop = CancellationToken::new();
     let problems = Arc::new(Mutex::new(Vec::<String>::new()));
     spawn_upkeep(&house, &lifecycle, &governor, &kernel, &settings, &problems, &stop);
     tokio::spawn(watch_policies(policies.clone()));
+    spawn_until(&stop, trust::keep(trust, house.clone()));
     let claims = Claims::new(house.clone(), governor.clone(), lifecycle.clone());
     spawn_until(&stop, async move { claims.run().await });
 

@@ -295,6 +295,8 @@ impl ControlDesk {
             problems.push(format!("what the kernel refused cannot be read: {error}"));
             Vec::new()
         });
+        let ca = self.policies.trust().status();
+        problems.extend(ca.iter().filter_map(|ca| ca.problem.clone()));
         StatusView {
             version: env!("CARGO_PKG_VERSION").into(),
             pid: std::process::id(),
@@ -307,6 +309,7 @@ impl ControlDesk {
             holds: self.house.holds.list().len(),
             recorded: self.house.recorder.last().sequence(),
             refused: refused.into_iter().map(|(reason, count)| (reason.as_str().to_owned(), count)).collect(),
+            ca,
             problems,
         }
     }

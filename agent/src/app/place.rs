@@ -1,5 +1,6 @@
 //! What a daemon is given and makes for itself while it is root: its cgroup, its sockets, its folders, its helper. What is
-//! in the runtime folder stays root's: launchers mount there, and whoever could exchange it could lead them astray.
+//! in the runtime folder stays root's, but for the certificates that clients trust: launchers mount there, and whoever
+//! could exchange it could lead them astray.
 
 use std::{
     io,
@@ -7,7 +8,6 @@ use std::{
     os::unix::fs::{DirBuilderExt, PermissionsExt},
     path::{Path, PathBuf},
     sync::Arc,
-    time::Duration,
 };
 
 use miette::{IntoDiagnostic, WrapErr};
@@ -16,17 +16,12 @@ use super::{
     harden,
     helper::{self, Helper},
     privileges::{self, OwnUser},
-    trust,
 };
 use crate::{
     bpf::{KernelSettings, Pins},
     config::{Settings, cgroup},
     control::server::Server,
-    net::RuntimeCa,
 };
-
-/// How long the runtime CA is valid. A new one is made at each start.
-const CA_VALIDITY: Duration = Duration::from_secs(365 * 24 * 3600);
 
 /// Where a daemon is, and what it has.
 pub(super) struct Place {
@@ -38,7 +33,6 @@ pub(super) struct Place {
     pub(super) addresses: Vec<SocketAddr>,
     pub(super) helper: Arc<Helper>,
     pub(super) control: Server,
-    pub(super) ca: Arc<RuntimeCa>,
     pub(super) pins: Pins,
 }
 
@@ -56,9 +50,9 @@ impl Place {
         folder(&settings.runtime_dir, 0o755)?;
         folder(&settings.sockets_dir(), 0o755)?;
         let control = Server::bind(&socket, &settings.control.group, settings.control.max_request)?;
-        let ca = Arc::new(RuntimeCa::new(CA_VALIDITY).into_diagnostic()?);
-        ca.write_certificate(&settings.ca_file()).into_diagnostic()?;
-        trust::write(settings, &ca)?;
+        // Of all that is there, only what clients read and change nothing by.
+        let trust = settings.trust_dir();
+        privileges::give(&trust, &[&trust], user)?;
 
         // Locked before it is given away, so that it is no other daemon's.
         let pins = Pins::open(&kernel_settings(settings, &root).pin_dir());
@@ -72,7 +66,7 @@ impl Place {
         if user.is_root() {
             keep_from_others(&settings.state_dir)?;
         }
-        Ok(Self { own, root, listeners, addresses, helper, control, ca, pins })
+        Ok(Self { own, root, listeners, addresses, helper, control, pins })
     }
 
     /// Leaves root behind for good.
@@ -83,8 +77,8 @@ impl Place {
         let record = settings.record_dir();
         // What a program that it asks for credentials may leave somewhere is its own affair.
         // systemd mounts the host's bpffs for root alone.
-        let pins = self.pins.here();
-        let mut writable = vec![settings.state_dir.as_path(), record.as_path(), pins.as_path()];
+        let (pins, trust) = (self.pins.here(), settings.trust_dir());
+        let mut writable = vec![settings.state_dir.as_path(), record.as_path(), pins.as_path(), trust.as_path()];
         writable.extend(user.home());
         writable.extend([Path::new("/tmp"), Path::new("/var/tmp")]);
         if let Some(lack) = harden::files(&writable) {

@@ -11,7 +11,7 @@ use std::{
 use notify::{RecommendedWatcher, RecursiveMode, Watcher};
 use tokio::sync::mpsc;
 
-use super::{cli, governor::Governor};
+use super::{cli, governor::Governor, trust::Trust};
 use crate::{control::proto::PolicyStatus, policy::PolicySet, record::Event, session::House};
 
 /// Time for an editor or a package manager to write all files of a change.
@@ -22,6 +22,7 @@ pub(super) struct Policies {
     dir: PathBuf,
     house: Arc<House>,
     governor: Arc<Governor>,
+    trust: Arc<Trust>,
     state: Mutex<State>,
 }
 
@@ -36,9 +37,9 @@ pub(super) fn load(dir: &Path) -> Result<PolicySet, String> {
 }
 
 impl Policies {
-    pub(super) fn new(dir: PathBuf, house: Arc<House>, governor: Arc<Governor>) -> Self {
+    pub(super) fn new(dir: PathBuf, house: Arc<House>, governor: Arc<Governor>, trust: Arc<Trust>) -> Self {
         let state = Mutex::new(State { loaded_at: SystemTime::now(), refused: None });
-        Self { dir, house, governor, state }
+        Self { dir, house, governor, trust, state }
     }
 
     /// Loads again. `Ok` says what is in force now; `Err` why the set was refused.
@@ -63,6 +64,8 @@ impl Policies {
     fn reload_now(&self) -> Result<String, String> {
         let outcome = load(&self.dir).and_then(|set| {
             self.governor.govern(&set).map_err(|error| cli::render(&error.into()))?;
+            // Clients can read whom to trust before they can be answered under a name that is new.
+            self.trust.tend(&set).map_err(|error| cli::render(&error))?;
             Ok(set)
         });
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
@@ -86,6 +89,11 @@ impl Policies {
                 Err(refused)
             }
         }
+    }
+
+    /// Whom clients trust.
+    pub(super) fn trust(&self) -> &Trust {
+        &self.trust
     }
 
     /// For `status`.

@@ -32,6 +32,10 @@ pub(super) fn check(settings: &Settings) -> Result<(), (&'static str, String)> {
     if settings.kernel.heartbeat > std::time::Duration::from_secs(1) {
         return Err(("kernel.heartbeat", "`kernel.heartbeat` must be at most 1s: the kernel gives up after 2s".into()));
     }
+    let lifetime = settings.ca.lifetime.as_secs();
+    if !(3600..=10 * 366 * 24 * 3600).contains(&lifetime) {
+        return Err(("ca.lifetime", "`ca.lifetime` must be at least 1h, and at most ten years".into()));
+    }
     for (key, value, least) in [
         ("limits.connections", settings.limits.connections, 1),
         ("limits.sessions", settings.limits.sessions, 1),

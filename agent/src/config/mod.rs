@@ -55,6 +55,8 @@ pub struct Settings {
     pub record: RecordSection,
     /// What sessions share out.
     pub sessions: SessionSection,
+    /// The certificate authority that governed clients trust.
+    pub ca: CaSection,
 }
 
 impl Default for Settings {
@@ -72,6 +74,7 @@ impl Default for Settings {
             limits: LimitSection::default(),
             record: RecordSection::default(),
             sessions: SessionSection::default(),
+            ca: CaSection::default(),
         }
     }
 }
@@ -97,19 +100,24 @@ impl Settings {
         self.state_dir.join("sessions")
     }
 
-    /// PEM of the certificate authority that signs what governed clients see.
+    /// Folder of what governed clients trust. It is the daemon's own, because that changes.
+    pub fn trust_dir(&self) -> PathBuf {
+        self.runtime_dir.join("trust")
+    }
+
+    /// PEM of the certificate authorities that sign what governed clients see.
     pub fn ca_file(&self) -> PathBuf {
-        self.runtime_dir.join("ca.pem")
+        self.trust_dir().join("ca.pem")
     }
 
     /// PEM of the system's roots followed by [`Settings::ca_file`], for clients that take one bundle only.
     pub fn bundle_file(&self) -> PathBuf {
-        self.runtime_dir.join("ca-bundle.pem")
+        self.trust_dir().join("ca-bundle.pem")
     }
 
     /// The same certificates as a trust store of PKCS#12, for Java.
     pub fn trust_store_file(&self) -> PathBuf {
-        self.runtime_dir.join("ca-bundle.p12")
+        self.trust_dir().join("ca-bundle.p12")
     }
 }
 
@@ -261,6 +269,21 @@ pub struct SessionSection {
     /// Users, and groups of the same numbers, for sessions that get one of their own (`user` of a policy): such as
     /// `"59000-59999"`. Nothing else on the host may use them. Absent, such sessions are refused.
     pub uids: Option<UidRange>,
+}
+
+/// The certificate authority that governed clients trust.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct CaSection {
+    /// How long one is valid. Its successor is in the trust files from the middle of that on, and signs from nine tenths on.
+    #[serde(deserialize_with = "duration")]
+    pub lifetime: Duration,
+}
+
+impl Default for CaSection {
+    fn default() -> Self {
+        Self { lifetime: Duration::from_secs(30 * 24 * 3600) }
+    }
 }
 
 /// Settings that could not be had.

@@ -26,7 +26,7 @@ fn the_packaged_file_says_the_defaults_commented_out_or_not() {
         .filter_map(|line| line.strip_prefix('#'))
         .filter(|line| !line.starts_with(' '))
         .fold(String::new(), |all, line| all + line + "\n");
-    assert_eq!(effective.lines().filter(|line| line.contains('=')).count(), 15, "{effective}");
+    assert_eq!(effective.lines().filter(|line| line.contains('=')).count(), 16, "{effective}");
     assert_eq!(parse(&effective, "x").unwrap(), Settings::default());
 }
 
@@ -64,6 +64,8 @@ fn every_key_is_taken() {
         [record]
         dir = "/t/rec"
         segment_bytes = 1048576
+        [ca]
+        lifetime = "48h"
         "#,
         "x",
     )
@@ -76,6 +78,7 @@ fn every_key_is_taken() {
     assert_eq!(settings.record_dir(), Path::new("/t/rec"));
     assert_eq!(settings.control.operators, [Reviewer::User("bob".into())]);
     assert_eq!(settings.kernel.heartbeat, Duration::from_millis(250));
+    assert_eq!(settings.ca.lifetime, Duration::from_secs(48 * 3600));
 }
 
 #[test]

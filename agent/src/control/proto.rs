@@ -274,8 +274,36 @@ pub struct StatusView {
     /// How much the kernel refused governed processes, by reason.
     #[serde(default)]
     pub refused: BTreeMap<String, u64>,
+    /// Whom governed clients trust.
+    #[serde(default)]
+    pub ca: Option<CaStatus>,
     /// What is not as it should be. Empty is good.
     pub problems: Vec<String>,
+}
+
+/// The certificate authorities that governed clients trust.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct CaStatus {
+    /// What the newest may vouch for, in words.
+    pub scope: String,
+    /// Whether its certificate says so.
+    pub is_limited: bool,
+    /// How many there are.
+    pub count: usize,
+    /// When the newest ends, RFC 3339.
+    pub ends_at: String,
+    /// Why clients cannot read of all of them.
+    pub problem: Option<String>,
+}
+
+impl std::fmt::Display for CaStatus {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "for {}, until {}", self.scope, self.ends_at)?;
+        match self.count {
+            0 | 1 => Ok(()),
+            count => write!(f, "; {} older", count - 1),
+        }
+    }
 }
 
 /// How the kernel side is.

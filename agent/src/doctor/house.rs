@@ -13,7 +13,7 @@ use super::Finding;
 use crate::{
     bpf::HEARTBEAT_STALE_NS,
     config::Settings,
-    control::proto::{Examined, StatusView},
+    control::proto::{CaStatus, Examined, StatusView},
     policy::PolicySet,
 };
 
@@ -32,7 +32,22 @@ pub fn findings(settings: &Settings, status: &StatusView, examined: &Examined) -
     all.push(space(&settings.state_dir));
     all.push(permissions(settings, status.pid, examined));
     all.push(user(status.pid));
+    all.extend(status.ca.as_ref().map(authority));
     all
+}
+
+fn authority(ca: &CaStatus) -> Finding {
+    const CHECK: &str = "certificate authority";
+    let found = ca.to_string();
+    if let Some(problem) = &ca.problem {
+        let means = "clients refuse upstreams that are new, or all of them once the authority that they know has ended";
+        return Finding::open(CHECK, problem.as_str(), means, "mend that folder, or restart the daemon");
+    }
+    if ca.is_limited {
+        return Finding::closed(CHECK, found);
+    }
+    let means = "whoever got its key out of the daemon's memory could pose as any server toward governed clients";
+    Finding::open(CHECK, found, means, "have the policies of this host name fewer upstreams")
 }
 
 fn hooks(examined: &Examined) -> Vec<Finding> {
@@ -243,13 +258,14 @@ fn user(daemon: u32) -> Finding {
 fn permissions(settings: &Settings, daemon: u32, examined: &Examined) -> Finding {
     // Its folder in proc is root's: it cannot be dumped.
     let owner = crate::identity::process_facts(daemon).uid;
-    let socket = settings.control_socket();
+    let (socket, trust) = (settings.control_socket(), settings.trust_dir());
     // What others may do to each, as a mask of what they must not.
     let mut wrong = Vec::new();
     let mut fixes = Vec::new();
     for (path, forbidden, mode) in [
         (settings.state_dir.as_path(), 0o077, "0700"),
         (settings.runtime_dir.as_path(), 0o022, "0755"),
+        (trust.as_path(), 0o022, "0755"),
         (settings.policy_dir.as_path(), 0o022, "0755"),
         (socket.as_path(), 0o007, "0660"),
         (examined.pin_dir.as_path(), 0o077, "0700"),

@@ -1,13 +1,23 @@
-//! The certificate authority that governed clients trust, made anew by each daemon.
+//! The certificate authority that governed clients trust: made anew by each daemon, limited to the names of its policies,
+//! and replaced in time.
 //!
-//! Its key exists in this process's memory only. A client that is given the certificate trusts whatever the enforcer
-//! poses as, and nobody else gains anything by it: the key cannot be stolen from a file, and dies with the daemon.
+//! Keys exist in this process's memory only. A client that is given the certificates trusts whatever the enforcer poses as,
+//! within those names, and nobody else gains anything by it: no key can be stolen from a file, and all die with the daemon.
+//!
+//! There may be several authorities at once. Clients read the file of certificates when they please, and keep what they
+//! have read: so the oldest that may vouch for a name does, as long as it can. A further one is made when policies bring
+//! names that the newest may not vouch for, and for all names when the newest is at half of its life; it is published
+//! before it signs. [`RuntimeCa::tend`] does that, and whoever calls it publishes what came of it.
+
+mod scope;
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+mod tests;
 
 use std::{
     collections::HashMap,
     net::IpAddr,
-    path::Path,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, SystemTime},
 };
 
@@ -17,20 +27,27 @@ use rcgen::{
 };
 use rustls::{
     ServerConfig,
-    pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer},
+    pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer},
 };
 
 use crate::session::Alpn;
 
+pub use scope::Scope;
+
 /// Clocks of clients may run behind.
 const SKEW: Duration = Duration::from_secs(3600);
 const LEAF_VALIDITY: Duration = Duration::from_secs(7 * 24 * 3600);
-const VALIDITY_MAX: Duration = Duration::from_secs(10 * 366 * 24 * 3600);
+const LIFETIME_MAX: Duration = Duration::from_secs(10 * 366 * 24 * 3600);
 const LEAVES_MAX: usize = 256;
 /// Names in one leaf.
 const NAMES_MAX: usize = 64;
+/// Authorities at once. Where policies bring new names so often that there would be more, the oldest goes.
+const AUTHORITIES_MAX: usize = 16;
 
-/// The authority could not be made, or could not make a leaf.
+/// The time of day. Tests have one of their own.
+pub type Clock = Arc<dyn Fn() -> SystemTime + Send + Sync>;
+
+/// An authority could not be made, or could not make a leaf.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum CaError {
@@ -43,94 +60,158 @@ pub enum CaError {
     /// No name, too many, or one that no certificate can have.
     #[error("a certificate needs 1 to {NAMES_MAX} names of printable ASCII")]
     Names,
-    /// The certificate could not be written for clients to find.
-    #[error("cannot write `{}`", path.display())]
-    Write {
-        /// Where.
-        path: std::path::PathBuf,
-        /// What the kernel said.
-        source: std::io::Error,
-    },
+    /// No authority may vouch for the name.
+    #[error("the policies in force do not have this name")]
+    Outside,
 }
 
-/// A certificate authority, ECDSA P-256.
+/// Every authority that clients trust now.
 pub struct RuntimeCa {
-    issuer: Issuer<'static, KeyPair>,
-    certificate: Certificate,
-    ends: SystemTime,
-    leaves: Mutex<HashMap<For, Leaf>>,
+    lifetime: Duration,
+    clock: Clock,
+    state: Mutex<State>,
 }
 
-/// Names, sorted, and the protocol that is chosen within TLS.
-type For = (Vec<String>, Option<Alpn>);
+#[derive(Default)]
+struct State {
+    /// How many there were.
+    made: u64,
+    /// The oldest first; the newest may vouch for all names in force.
+    authorities: Vec<Authority>,
+    leaves: HashMap<For, Leaf>,
+}
+
+/// The authority's number, names, sorted, and the protocol that is chosen within TLS.
+type For = (u64, Vec<String>, Option<Alpn>);
 
 struct Leaf {
     config: Arc<ServerConfig>,
     renew_at: SystemTime,
 }
 
+/// One of them, ECDSA P-256.
+struct Authority {
+    number: u64,
+    scope: Scope,
+    issuer: Issuer<'static, KeyPair>,
+    certificate: Certificate,
+    begins: SystemTime,
+    /// When its successor is made.
+    half: SystemTime,
+    /// Until when it signs, if there is another that can.
+    signs_until: SystemTime,
+    ends: SystemTime,
+}
+
+/// What can be told of the authorities.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CaFacts {
+    /// How many clients trust.
+    pub count: usize,
+    /// What the newest may vouch for.
+    pub scope: Scope,
+    /// When the newest ends.
+    pub ends: SystemTime,
+}
+
 impl std::fmt::Debug for RuntimeCa {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("RuntimeCa").field("ends", &self.ends).finish_non_exhaustive()
+        f.debug_struct("RuntimeCa").field("lifetime", &self.lifetime).finish_non_exhaustive()
     }
 }
 
 impl RuntimeCa {
-    /// Makes an authority that is valid from an hour ago to `validity` from now (ten years at most); leaves never
-    /// outlive it.
-    pub fn new(validity: Duration) -> Result<Self, CaError> {
-        let now = SystemTime::now();
-        let ends = now + validity.min(VALIDITY_MAX);
-        let mut params = CertificateParams::new(Vec::new())?;
-        params.distinguished_name.push(DnType::CommonName, "Portcullis runtime CA");
-        params.not_before = (now - SKEW).into();
-        params.not_after = ends.into();
-        params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
-        params.key_usages =
-            vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign, KeyUsagePurpose::DigitalSignature];
-        let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
-        let certificate = params.self_signed(&key)?;
-        Ok(Self { issuer: Issuer::new(params, key), certificate, ends, leaves: Mutex::default() })
+    /// Begins with one authority for the names of `scope`. Each is valid from an hour before it was made to `lifetime`
+    /// after (ten years at most); leaves never outlive it.
+    pub fn new(lifetime: Duration, scope: &Scope) -> Result<Self, CaError> {
+        Self::with_clock(lifetime, scope, Arc::new(SystemTime::now))
     }
 
-    /// The authority's certificate, for clients to trust.
-    pub fn certificate_pem(&self) -> String {
-        self.certificate.pem()
+    /// The same by another clock.
+    pub fn with_clock(lifetime: Duration, scope: &Scope, clock: Clock) -> Result<Self, CaError> {
+        let this = Self { lifetime: lifetime.min(LIFETIME_MAX), clock, state: Mutex::default() };
+        this.tend(scope)?;
+        Ok(this)
     }
 
-    /// The same as DER.
-    pub fn certificate_der(&self) -> &[u8] {
-        self.certificate.der()
+    /// Does what the time and these names, those in force from now on, ask for: lets go of authorities that have ended,
+    /// and makes another. To be called before such names come into force, and every minute. What is trusted may be
+    /// another set then: see [`RuntimeCa::certificates`].
+    pub fn tend(&self, scope: &Scope) -> Result<(), CaError> {
+        let now = (self.clock)();
+        let mut state = self.lock();
+        let newest = state.authorities.last();
+        if newest.is_none_or(|newest| !newest.scope.includes(scope) || newest.half <= now) {
+            state.made += 1;
+            let authority = Authority::new(state.made, scope.clone(), now, self.lifetime)?;
+            state.authorities.push(authority);
+            if state.authorities.len() > AUTHORITIES_MAX {
+                state.authorities.remove(0);
+            }
+        }
+        state.authorities.retain(|authority| now < authority.ends);
+        let State { authorities, leaves, .. } = &mut *state;
+        leaves.retain(|(number, ..), _| authorities.iter().any(|authority| authority.number == *number));
+        Ok(())
     }
 
-    /// Writes the certificate where clients find it: mode 0644, put in place whole, so that no client reads half of it.
-    pub fn write_certificate(&self, path: &Path) -> Result<(), CaError> {
-        write_public(path, self.certificate_pem().as_bytes())
-            .map_err(|source| CaError::Write { path: path.to_owned(), source })
+    /// The certificates for clients to trust, the oldest first.
+    pub fn certificates(&self) -> Vec<CertificateDer<'static>> {
+        self.lock().authorities.iter().map(|authority| authority.certificate.der().clone()).collect()
     }
 
-    /// A server configuration with a leaf that is valid for these DNS names and addresses, which chooses `protocol`
-    /// within TLS. Leaves are kept and replaced in time.
-    pub fn server_config(&self, names: &[String], protocol: Option<Alpn>) -> Result<Arc<ServerConfig>, CaError> {
-        let mut names: Vec<String> = names.iter().map(|n| bare(n).to_ascii_lowercase()).collect();
+    /// The same as PEM.
+    pub fn certificates_pem(&self) -> String {
+        self.lock().authorities.iter().map(|authority| authority.certificate.pem()).collect()
+    }
+
+    /// For people.
+    pub fn facts(&self) -> Option<CaFacts> {
+        let state = self.lock();
+        let newest = state.authorities.last()?;
+        Some(CaFacts { count: state.authorities.len(), scope: newest.scope.clone(), ends: newest.ends })
+    }
+
+    /// A server configuration with a leaf for the name that is `asked` for; where none of these names and addresses is, for
+    /// all of them that the authority which signs it may vouch for. It is the oldest that may for what is looked for. The leaf
+    /// chooses `protocol` within TLS. Leaves are kept and replaced in time.
+    pub fn server_config(
+        &self,
+        names: &[String],
+        asked: Option<&str>,
+        protocol: Option<Alpn>,
+    ) -> Result<Arc<ServerConfig>, CaError> {
+        let mut names: Vec<String> = names.iter().map(|name| scope::bare(name)).collect();
         names.sort_unstable();
         names.dedup();
         let fits = |n: &String| !n.is_empty() && n.len() <= 253 && n.bytes().all(|b| b.is_ascii_graphic());
         if names.is_empty() || names.len() > NAMES_MAX || !names.iter().all(fits) {
             return Err(CaError::Names);
         }
-        let key = (names, protocol);
-        let now = SystemTime::now();
+        let asked = asked.map(scope::bare);
+        if asked.as_ref().is_some_and(|asked| names.contains(asked)) {
+            // Alone: BoringSSL knows no limits of addresses, and refuses one that is beside the name.
+            names.retain(|name| Some(name) == asked.as_ref());
+        }
+        let wanted = wanted(&names, asked.is_some());
+        let now = (self.clock)();
         // The lock is held while a leaf is made (well under a millisecond), so that one is made once.
-        let mut leaves = self.leaves.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut state = self.lock();
+        let State { authorities, leaves, .. } = &mut *state;
+        let able = |authority: &&Authority| wanted.iter().all(|name| authority.scope.covers(name));
+        let authority = authorities.iter().filter(able).find(|authority| now < authority.signs_until);
+        let last = || authorities.iter().rev().filter(able).find(|authority| now < authority.ends);
+        let authority = authority.or_else(last).ok_or(CaError::Outside)?;
+        names.retain(|name| authority.scope.covers(name));
+        let key = (authority.number, names, protocol);
         if let Some(leaf) = leaves.get(&key).filter(|leaf| now < leaf.renew_at) {
             return Ok(leaf.config.clone());
         }
         if leaves.len() >= LEAVES_MAX {
             leaves.clear();
         }
-        let ends = (now + LEAF_VALIDITY).min(self.ends);
-        let mut config = self.issue(&key.0, now, ends)?;
+        let ends = (now + LEAF_VALIDITY).min(authority.ends);
+        let mut config = authority.issue(&key.1, now, ends)?;
         config.alpn_protocols = protocol.iter().map(|protocol| protocol.to_vec()).collect();
         let config = Arc::new(config);
         let lives = ends.duration_since(now).unwrap_or_default();
@@ -138,10 +219,42 @@ impl RuntimeCa {
         Ok(config)
     }
 
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What the client will look for in the leaf. Who gives no name came by an address, if there is one.
+fn wanted(names: &[String], asks: bool) -> Vec<String> {
+    let is_address = |name: &&String| !asks && name.parse::<IpAddr>().is_ok();
+    let addresses: Vec<String> = names.iter().filter(is_address).cloned().collect();
+    if addresses.is_empty() { names.to_vec() } else { addresses }
+}
+
+impl Authority {
+    fn new(number: u64, scope: Scope, now: SystemTime, lifetime: Duration) -> Result<Self, CaError> {
+        let mut params = CertificateParams::new(Vec::new())?;
+        let (begins, ends) = (now - SKEW, now + lifetime);
+        let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
+        // Some clients tell issuers apart by their names alone.
+        let id: String = blake3::hash(key.public_key_raw()).to_hex().chars().take(8).collect();
+        params.distinguished_name.push(DnType::CommonName, format!("Portcullis runtime CA {id}"));
+        params.not_before = begins.into();
+        params.not_after = ends.into();
+        params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+        params.key_usages =
+            vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign, KeyUsagePurpose::DigitalSignature];
+        params.name_constraints = scope.constraints();
+        let certificate = params.self_signed(&key)?;
+        // A client whose clock is a little fast still takes what is signed last.
+        let (half, signs_until) = (now + lifetime / 2, now + lifetime / 10 * 9);
+        Ok(Self { number, scope, issuer: Issuer::new(params, key), certificate, begins, half, signs_until, ends })
+    }
+
     fn issue(&self, names: &[String], now: SystemTime, ends: SystemTime) -> Result<ServerConfig, CaError> {
         let mut params = CertificateParams::new(names)?;
         params.distinguished_name.push(DnType::CommonName, "Portcullis enforcer");
-        params.not_before = (now - SKEW).into();
+        params.not_before = (now - SKEW).max(self.begins).into();
         params.not_after = ends.into();
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
@@ -157,24 +270,13 @@ impl RuntimeCa {
     }
 }
 
-fn bare(name: &str) -> &str {
-    let inner = name.strip_prefix('[').and_then(|n| n.strip_suffix(']'));
-    inner.filter(|n| n.parse::<IpAddr>().is_ok()).unwrap_or(name)
-}
-
-fn write_public(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
-    use std::{
-        io::Write,
-        os::unix::fs::{OpenOptionsExt, PermissionsExt},
-    };
-    let mut name = path.file_name().unwrap_or_default().to_owned();
-    name.push(format!(".{}.new", std::process::id()));
-    let fresh = path.with_file_name(name);
-    let _ = std::fs::remove_file(&fresh);
-    // `create_new` follows no link that somebody put there.
-    let mut file = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o644).open(&fresh)?;
-    file.write_all(bytes)?;
-    // The process's umask may have taken bits away.
-    file.set_permissions(std::fs::Permissions::from_mode(0o644))?;
-    std::fs::rename(&fresh, path)
+#[cfg(test)]
+impl RuntimeCa {
+    /// A chain for names that no authority is asked about: what somebody could make who had the oldest one's key.
+    pub(super) fn forge(&self, names: &[&str]) -> Arc<ServerConfig> {
+        let (state, now) = (self.lock(), (self.clock)());
+        let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
+        let authority = state.authorities.first().expect("one");
+        Arc::new(authority.issue(&names, now, authority.ends).expect("a leaf"))
+    }
 }

@@ -14,11 +14,12 @@ mod sockdiag;
 mod tests;
 mod tls;
 
-pub use ca::RuntimeCa;
+pub use ca::{RuntimeCa, Scope};
 
 use std::{net::IpAddr, sync::Arc};
 
 use futures_util::future::BoxFuture;
+use secrecy::SecretString;
 
 use crate::{
     policy::TlsSpec,
@@ -66,8 +67,9 @@ impl Network for Net {
         host: &'a str,
         tls: &'a TlsSpec,
         protocols: &'a [Alpn],
+        certificate: Option<&'a SecretString>,
     ) -> BoxFuture<'a, Result<Secured, NetError>> {
-        Box::pin(self.client.secure(io, host, tls, protocols))
+        Box::pin(self.client.secure(io, host, tls, protocols, certificate))
     }
 
     fn asked_name(&self, first: &[u8]) -> Asked {
@@ -89,7 +91,7 @@ impl Dialer for Net {
         Box::pin(async move {
             let io: BoxIo = Box::new(dial::dial(&self.names, address).await.map_err(detailed)?);
             let Some(tls) = tls else { return Ok(Box::new(io) as Box<dyn Stream>) };
-            let secured = self.client.secure(io, host, tls, &[b"http/1.1"]).await.map_err(detailed)?;
+            let secured = self.client.secure(io, host, tls, &[b"http/1.1"], None).await.map_err(detailed)?;
             Ok(Box::new(secured.io) as Box<dyn Stream>)
         })
     }

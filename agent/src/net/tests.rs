@@ -27,7 +27,7 @@ use crate::policy::TlsMode;
 const DAY: Duration = Duration::from_secs(86_400);
 
 fn net() -> Net {
-    Net::new(Arc::new(RuntimeCa::new(DAY).unwrap()))
+    Net::new(Arc::new(RuntimeCa::new(DAY, &Scope::default()).unwrap()))
 }
 
 /// A CA, and the leaves it signs.
@@ -97,7 +97,7 @@ async fn connect(net: &Net, config: Arc<ServerConfig>, host: &str, spec: &TlsSpe
         stream.write_all(&byte).await?;
         stream.flush().await
     });
-    let mut secured = net.secure(Box::new(ours), host, spec, &[]).await?;
+    let mut secured = net.secure(Box::new(ours), host, spec, &[], None).await?;
     let mut byte = [42];
     let echo = async {
         secured.io.write_all(&byte).await?;
@@ -309,7 +309,7 @@ async fn a_peer_that_speaks_no_tls_is_refused() {
         let (ours, mut theirs) = tokio::io::duplex(16 * 1024);
         theirs.write_all(answer).await.unwrap();
         theirs.shutdown().await.unwrap();
-        let result = net().secure(Box::new(ours), "db.example", &spec(TlsMode::Require, None), &[]).await;
+        let result = net().secure(Box::new(ours), "db.example", &spec(TlsMode::Require, None), &[], None).await;
         assert!(matches!(result, Err(NetError::Tls(_))), "{result:?}");
     }
 }
@@ -318,7 +318,7 @@ async fn a_peer_that_speaks_no_tls_is_refused() {
 async fn a_silent_peer_is_given_up() {
     let (ours, _theirs) = tokio::io::duplex(1024);
     let (net, require) = (net(), spec(TlsMode::Require, None));
-    assert!(matches!(net.secure(Box::new(ours), "db.example", &require, &[]).await, Err(NetError::Timeout)));
+    assert!(matches!(net.secure(Box::new(ours), "db.example", &require, &[], None).await, Err(NetError::Timeout)));
     let (ours, _theirs) = tokio::io::duplex(1024);
     assert!(matches!(net.accept_tls(Box::new(ours), &["a".into()]).await, Err(NetError::Timeout)));
 }
@@ -378,6 +378,43 @@ async fn the_endpoint_hash_is_that_of_the_certificate_shown() {
     assert_eq!(secured.endpoint_hash, Some(openssl(files.0.path(), "dgst -sha256 -binary leaf.der")));
 }
 
+/// What a client sends first, as our own does it.
+async fn hello(host: &str) -> Vec<u8> {
+    let (ours, mut theirs) = tokio::io::duplex(16 * 1024);
+    let (net, host) = (net(), host.to_owned());
+    let client = tokio::spawn(async move {
+        let _ = net.secure(Box::new(ours), &host, &spec(TlsMode::Require, None), &[b"h2"], None).await;
+    });
+    let mut first = vec![0; 16 * 1024];
+    let length = theirs.read(&mut first).await.unwrap();
+    client.abort();
+    first.truncate(length);
+    first
+}
+
+#[tokio::test]
+async fn the_name_in_a_handshake_is_found_once_all_of_it_is_there() {
+    let net = net();
+    for (host, name) in [("db.example", Some("db.example")), ("127.0.0.1", None)] {
+        let whole = hello(host).await;
+        for cut in 0..whole.len() {
+            assert_eq!(net.asked_name(&whole[..cut]), Asked::More, "{cut} of {}", whole.len());
+        }
+        assert_eq!(net.asked_name(&whole), Asked::For(name.map(str::to_owned)));
+        // What comes behind it is not looked at.
+        assert_eq!(net.asked_name(&[&whole[..], b"more"].concat()), Asked::For(name.map(str::to_owned)));
+        // In several records, as some clients send it.
+        let body = &whole[5..];
+        let split: Vec<u8> =
+            body.chunks(7).flat_map(|part| [&[22, 3, 1, 0, part.len() as u8], part].concat()).collect();
+        assert_eq!(net.asked_name(&split), Asked::For(name.map(str::to_owned)));
+        // Nonsense is no name, and nothing is waited for.
+        let mut broken = whole.clone();
+        broken[5] = 99;
+        assert_eq!(net.asked_name(&broken), Asked::For(None));
+    }
+}
+
 // --- The runtime CA ---
 
 async fn through_ca(ca: &Arc<RuntimeCa>, names: &[&str], host: &str, spec: &TlsSpec) -> Result<(), NetError> {
@@ -385,7 +422,7 @@ async fn through_ca(ca: &Arc<RuntimeCa>, names: &[&str], host: &str, spec: &TlsS
     let names: Vec<String> = names.iter().map(|n| (*n).to_owned()).collect();
     let net = Net::new(ca.clone());
     let (server, client) =
-        tokio::join!(net.accept_tls(Box::new(theirs), &names), net.secure(Box::new(ours), host, spec, &[]));
+        tokio::join!(net.accept_tls(Box::new(theirs), &names), net.secure(Box::new(ours), host, spec, &[], None));
     let (mut server, mut client) = (server?, client?.io);
     client.write_all(b"hello").await.unwrap();
     client.shutdown().await.unwrap();
@@ -398,14 +435,10 @@ async fn through_ca(ca: &Arc<RuntimeCa>, names: &[&str], host: &str, spec: &TlsS
 #[tokio::test]
 async fn clients_that_trust_the_runtime_ca_accept_its_leaves() {
     let files = Files::new();
-    let ca = Arc::new(RuntimeCa::new(DAY).unwrap());
-    let path = files.write("ca.pem", "old, and of another mode");
-    ca.write_certificate(&path).unwrap();
-    use std::os::unix::fs::PermissionsExt;
-    assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o7777, 0o644);
-    let text = std::fs::read_to_string(&path).unwrap();
-    assert!(text == ca.certificate_pem() && !text.contains("PRIVATE"));
-    assert_eq!(std::fs::read_dir(files.0.path()).unwrap().count(), 1);
+    let mut scope = Scope::default();
+    scope.extend(["orders.db.internal", "a.example", "b.example", "127.0.0.1", "localhost", "::1"]);
+    let ca = Arc::new(RuntimeCa::new(DAY, &scope).unwrap());
+    let path = files.write("ca.pem", ca.certificates_pem());
     let full = spec(TlsMode::VerifyFull, Some(&path));
     for (names, host) in [
         (&["orders.db.internal"][..], "orders.db.internal"),
@@ -417,63 +450,12 @@ async fn clients_that_trust_the_runtime_ca_accept_its_leaves() {
         through_ca(&ca, names, host, &full).await.unwrap();
     }
     assert!(through_ca(&ca, &["a.example"], "b.example", &full).await.is_err());
-    let another = Arc::new(RuntimeCa::new(DAY).unwrap());
+    let another = Arc::new(RuntimeCa::new(DAY, &scope).unwrap());
     assert!(through_ca(&another, &["a.example"], "a.example", &full).await.is_err());
     for names in [&[][..], &[""], &["a b"], &["\u{fc}.example"]] {
         let names: Vec<String> = names.iter().map(|n| (*n).to_owned()).collect();
-        assert!(matches!(ca.server_config(&names, None), Err(ca::CaError::Names)), "{names:?}");
+        assert!(matches!(ca.server_config(&names, None, None), Err(ca::CaError::Names)), "{names:?}");
     }
-}
-
-#[test]
-fn leaves_are_kept_and_bounded() {
-    let ca = RuntimeCa::new(DAY).unwrap();
-    let config =
-        |names: &[&str]| ca.server_config(&names.iter().map(|n| (*n).to_owned()).collect::<Vec<_>>(), None).unwrap();
-    let first = config(&["a", "b"]);
-    assert!(Arc::ptr_eq(&first, &config(&["B", "a", "a"])));
-    assert!(!Arc::ptr_eq(&first, &config(&["a"])));
-    // One whose authority is about to end is not kept.
-    let ending = RuntimeCa::new(Duration::ZERO).unwrap();
-    let names = ["a".to_owned()];
-    assert!(!Arc::ptr_eq(&ending.server_config(&names, None).unwrap(), &ending.server_config(&names, None).unwrap()));
-}
-
-/// A client that is not ours.
-#[tokio::test]
-async fn openssl_accepts_the_runtime_ca() {
-    let files = Files::new();
-    let ca = Arc::new(RuntimeCa::new(DAY).unwrap());
-    ca.write_certificate(&files.0.path().join("ca.pem")).unwrap();
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
-    let port = listener.local_addr().unwrap().port();
-    let net = Net::new(ca);
-    let peer = tokio::spawn(async move {
-        for _ in 0..2 {
-            let (stream, _) = listener.accept().await.unwrap();
-            if let Ok(mut io) = net.accept_tls(Box::new(stream), &["db.example".into()]).await {
-                let _ = io.shutdown().await;
-            }
-        }
-    });
-    for (host, accepted) in [("db.example", true), ("other.example", false)] {
-        let dir = files.0.path().to_owned();
-        let client = tokio::task::spawn_blocking(move || {
-            let connect = format!("127.0.0.1:{port}");
-            let output = Command::new("openssl")
-                .current_dir(dir)
-                .args(["s_client", "-connect", &connect, "-CAfile", "ca.pem", "-verify_return_error", "-x509_strict"])
-                .args(["-verify_hostname", host, "-servername", host])
-                .stdin(std::process::Stdio::null())
-                .output();
-            let output = output.expect("openssl");
-            (String::from_utf8_lossy(&output.stdout).into_owned(), String::from_utf8_lossy(&output.stderr).into_owned())
-        });
-        let (stdout, stderr) = client.await.unwrap();
-        let verified = stdout.contains("Verify return code: 0 (ok)") && stdout.contains("Cipher is TLS_");
-        assert_eq!(verified, accepted, "{host}\n{stdout}\n{stderr}");
-    }
-    peer.await.unwrap();
 }
 
 // --- Names and dialing ---

@@ -22,13 +22,15 @@ use rustls::{
         verify_server_cert_signed_by_trust_anchor, verify_server_name,
     },
     crypto::{CryptoProvider, aws_lc_rs as aws, verify_tls12_signature, verify_tls13_signature},
-    pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime, pem::PemObject},
+    pki_types::{CertificateDer, PrivateKeyDer, ServerName, SubjectPublicKeyInfoDer, UnixTime, pem::PemObject},
     server::{Acceptor, ParsedCertificate},
     sign::{CertifiedKey, SingleCertAndKey},
 };
+use secrecy::{ExposeSecret, SecretString};
 use tokio::time::{Instant, timeout};
 use tokio_rustls::{LazyConfigAcceptor, StartHandshake, TlsConnector};
 use x509_parser::{parse_x509_certificate, signature_algorithm::SignatureAlgorithm};
+use zeroize::Zeroize;
 
 use super::ca::RuntimeCa;
 use crate::{
@@ -92,7 +94,8 @@ impl Hello for Begun {
 
     fn accept(self: Box<Self>, names: &[String], protocol: Option<Alpn>) -> BoxFuture<'_, Result<BoxIo, NetError>> {
         Box::pin(async move {
-            let config = self.ca.server_config(names, protocol).map_err(|e| NetError::Settings(e.into()))?;
+            let asked = self.server_name.as_deref();
+            let config = self.ca.server_config(names, asked, protocol).map_err(|e| NetError::Settings(e.into()))?;
             let accepted = timeout(HANDSHAKE_LIMIT, self.start.into_stream(config)).await;
             let stream = accepted.map_err(|_| NetError::Timeout)?.map_err(|e| NetError::Tls(e.into()))?;
             Ok(Box::new(stream) as BoxIo)
@@ -114,9 +117,14 @@ impl Client {
         host: &str,
         spec: &TlsSpec,
         protocols: &[Alpn],
+        certificate: Option<&SecretString>,
     ) -> Result<Secured, NetError> {
         let name = server_name(host)?;
         let mut config = self.config(spec).await?;
+        if let Some(pem) = certificate {
+            // For this connection only: what is kept has none.
+            Arc::make_mut(&mut config).client_auth_cert_resolver = Arc::new(shown(pem)?);
+        }
         if !protocols.is_empty() {
             // What is costly in it is shared.
             Arc::make_mut(&mut config).alpn_protocols = protocols.iter().map(|protocol| protocol.to_vec()).collect();
@@ -189,6 +197,29 @@ fn client_config(spec: &TlsSpec) -> Result<ClientConfig, NetError> {
     };
     config.resumption = Resumption::disabled();
     Ok(config)
+}
+
+/// What a client shows: certificates, and the key of the first, in one text of PEM. What cannot be used is told without a
+/// word of it.
+fn shown(pem: &SecretString) -> Result<SingleCertAndKey, NetError> {
+    let failed = |why: &str| NetError::Credential(format!("the client certificate cannot be used: {why}").into());
+    let text = pem.expose_secret().as_bytes();
+    let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(text).collect();
+    let chain = chain.map_err(|_| failed("its PEM cannot be read"))?;
+    let leaf = chain.first().ok_or_else(|| failed("there is no certificate in its PEM"))?;
+    in_time(leaf, UnixTime::now()).map_err(|error| failed(&error.to_string()))?;
+    let mut key = PrivateKeyDer::from_pem_slice(text).map_err(|_| failed("there is no key in its PEM"))?;
+    let signer = aws::sign::any_supported_type(&key);
+    key.zeroize();
+    let signer = signer.map_err(|_| failed("its key is of no kind that TLS has"))?;
+    // By itself: the library does not read certificates of X.509 version 1, of which this is as true.
+    let is_its = |own: SubjectPublicKeyInfoDer<'_>| {
+        parse_x509_certificate(leaf).is_ok_and(|(_, leaf)| leaf.public_key().raw == own.as_ref())
+    };
+    if signer.public_key().is_some_and(|own| !is_its(own)) {
+        return Err(failed("the key is of another certificate"));
+    }
+    Ok(SingleCertAndKey::from(CertifiedKey::new(chain, signer)))
 }
 
 fn unusable(path: &Path, why: &dyn std::fmt::Display) -> NetError {

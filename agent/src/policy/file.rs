@@ -112,6 +112,9 @@ pub(super) struct Upstream {
     pub(super) client_tls: ClientTls,
     /// How the enforcer logs in. Default: without a secret.
     pub(super) credential: Option<At<Credential>>,
+    /// `http`: what shows the upstream within TLS who the enforcer is: a chain of certificates and the key of its first, in
+    /// one text of PEM. It is fetched for each connection, and goes with any credential.
+    pub(super) client_certificate: Option<At<Secret>>,
     /// `http`: requests that do something else than their method says, such as a search that is a POST. The first that
     /// matches counts.
     #[serde(default)]

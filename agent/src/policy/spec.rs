@@ -265,6 +265,8 @@ pub struct UpstreamSpec {
     pub client_tls: ClientTls,
     /// How to log in.
     pub credential: CredentialRef,
+    /// What shows it who the enforcer is within TLS: certificates and key in one text of PEM.
+    pub client_certificate: Option<CredentialSource>,
     /// Requests of HTTP whose verb is not that of their method. The first that matches counts.
     pub routes: Vec<Route>,
     /// Of models: prices, budgets, and what to do about injection.
@@ -349,8 +351,8 @@ pub enum Injection {
 impl UpstreamSpec {
     /// Every secret that it names.
     pub fn secrets(&self) -> Vec<CredentialRef> {
-        let values = self.placeholders.iter().map(|placeholder| placeholder.source.clone());
-        let values = values.map(|source| CredentialRef::plain(Arc::clone(&self.name), source));
+        let values = self.placeholders.iter().map(|placeholder| &placeholder.source).chain(&self.client_certificate);
+        let values = values.cloned().map(|source| CredentialRef::plain(Arc::clone(&self.name), source));
         self.credential.secrets().into_iter().chain(values).collect()
     }
 }

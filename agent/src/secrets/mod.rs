@@ -33,6 +33,9 @@ use crate::{
 
 /// How many values are kept as masks; beyond it the oldest goes.
 const KNOWN_MAX: usize = 1024;
+/// Of a private key in PEM, the shortest line that tells it (what is shorter is its end), and how many are looked for.
+const KEY_LINE_MIN: usize = 24;
+const KEY_LINES_MAX: usize = 64;
 /// The longest secret value, in bytes.
 const VALUE_MAX: usize = 64 * 1024;
 
@@ -374,23 +377,45 @@ impl Secrets {
     }
 }
 
+/// What a value is known by: all of it, but of a certificate with its key the key alone.
+fn telling(value: &SecretString) -> Vec<SecretString> {
+    let text = value.expose_secret();
+    let Some((_, after)) = text.split_once("PRIVATE KEY-----") else { return vec![value.clone()] };
+    // Line by line, however they are joined where they come back. The rest is certificates.
+    let lines = after.lines().skip(1).take_while(|line| !line.starts_with("-----")).map(str::trim);
+    lines.filter(|line| line.len() >= KEY_LINE_MIN).take(KEY_LINES_MAX).map(SecretString::from).collect()
+}
+
 impl Known {
     fn learn(&self, value: &SecretString) {
         let mut values = self.values.lock().unwrap_or_else(PoisonError::into_inner);
         values.leases += 1;
-        let now = values.leases;
-        if let Some(known) = values.by_value.iter_mut().find(|(_, v)| v.expose_secret() == value.expose_secret()) {
+        let mut is_new = false;
+        for value in telling(value) {
+            is_new |= values.learn(value);
+        }
+        if is_new {
+            let known = KnownSecrets::new(values.by_value.iter().map(|(_, v)| v.expose_secret().as_bytes()));
+            self.masks.store(Arc::new(known));
+        }
+    }
+}
+
+impl Values {
+    /// Whether it is a new one.
+    fn learn(&mut self, value: SecretString) -> bool {
+        let now = self.leases;
+        if let Some(known) = self.by_value.iter_mut().find(|(_, v)| v.expose_secret() == value.expose_secret()) {
             known.0 = now;
-            return;
+            return false;
         }
-        if values.by_value.len() >= KNOWN_MAX
-            && let Some(oldest) = (0..values.by_value.len()).min_by_key(|at| values.by_value[*at].0)
+        if self.by_value.len() >= KNOWN_MAX
+            && let Some(oldest) = (0..self.by_value.len()).min_by_key(|at| self.by_value[*at].0)
         {
-            values.by_value.swap_remove(oldest);
+            self.by_value.swap_remove(oldest);
         }
-        values.by_value.push((now, value.clone()));
-        let known = KnownSecrets::new(values.by_value.iter().map(|(_, v)| v.expose_secret().as_bytes()));
-        self.masks.store(Arc::new(known));
+        self.by_value.push((now, value));
+        true
     }
 }
 

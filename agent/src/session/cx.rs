@@ -8,12 +8,12 @@ use std::{
 use arc_swap::ArcSwap;
 use tokio_util::sync::CancellationToken;
 
-use super::{House, permit::Refusal};
+use super::{Alpn, BoxIo, House, NetError, Secured, permit::Refusal};
 use crate::{
     action::{Action, PromptRef, ProtocolId, Resource, Subject, trace_in},
     identity::Turns,
     mask::MaskSet,
-    policy::{Decision, Policy, Reason, Remembered, UpstreamSpec},
+    policy::{CredentialRef, Decision, Policy, Reason, Remembered, UpstreamSpec},
     record::{Event, EventBody, Position, Told},
     wire::{Budget, Limits},
 };
@@ -100,6 +100,20 @@ impl ConnectionCx {
             policy: ArcSwap::from_pointee(judge),
             told: Told::default(),
         }
+    }
+
+    /// TLS toward the upstream as the policy has it, with the client certificate that it names, fetched for this once.
+    ///
+    /// # Errors
+    /// There is no certificate to show, or no trusted connection.
+    pub async fn secure(&self, io: BoxIo, host: &str, protocols: &[Alpn]) -> Result<Secured, NetError> {
+        let mut certificate = None;
+        if let Some(source) = &self.upstream.client_certificate {
+            let secret = CredentialRef::plain(Arc::clone(&self.upstream.name), source.clone());
+            let lease = self.house.secrets.lease(&secret).await;
+            certificate = lease.map_err(|error| NetError::Credential(error.detail().into()))?.password;
+        }
+        self.house.network.secure(io, host, &self.upstream.tls, protocols, certificate.as_ref()).await
     }
 
     /// Ends the connection. The first reason stays.

@@ -4,6 +4,7 @@
 use std::{fmt, net::IpAddr};
 
 use futures_util::future::BoxFuture;
+use secrecy::SecretString;
 use tokio::io::{AsyncRead, AsyncWrite};
 
 use crate::policy::TlsSpec;
@@ -42,7 +43,8 @@ pub trait Hello: Send {
     /// Whether the client offers a protocol.
     fn offers(&self, protocol: Alpn) -> bool;
 
-    /// Goes on with a leaf of the runtime CA that is valid for these DNS names and addresses, choosing `protocol`.
+    /// Goes on with a leaf of the runtime CA, choosing `protocol`. It is valid for these DNS names and addresses, or those of
+    /// them that an authority which the client may know of vouches for: the name that it asks for is among them.
     fn accept(self: Box<Self>, names: &[String], protocol: Option<Alpn>) -> BoxFuture<'_, Result<BoxIo, NetError>>;
 }
 
@@ -63,13 +65,15 @@ pub trait Network: Send + Sync {
     /// Connects to `host:port`, with a time limit.
     fn dial<'a>(&'a self, address: &'a str) -> BoxFuture<'a, Result<BoxIo, NetError>>;
 
-    /// TLS as a client, checked as `tls` says against `host`, offering `protocols`. Not to be called with mode `disable`.
+    /// TLS as a client, checked as `tls` says against `host`, offering `protocols`, and showing the `certificate` that is
+    /// given (certificates and key, PEM) or that `tls` names. Not to be called with mode `disable`.
     fn secure<'a>(
         &'a self,
         io: BoxIo,
         host: &'a str,
         tls: &'a TlsSpec,
         protocols: &'a [Alpn],
+        certificate: Option<&'a SecretString>,
     ) -> BoxFuture<'a, Result<Secured, NetError>>;
 
     /// The name that the beginning of a client's TLS handshake asks for (SNI). It is only looked at.
@@ -96,6 +100,9 @@ pub enum NetError {
     /// The handshake failed or the certificate was not accepted.
     #[error("no trusted TLS connection could be made")]
     Tls(#[source] Source),
+    /// There is no client certificate to show, or none that can be used.
+    #[error("the credential for this upstream is not available")]
+    Credential(#[source] Source),
     /// It took too long.
     #[error("the upstream did not answer in time")]
     Timeout,

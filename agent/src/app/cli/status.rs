@@ -33,6 +33,7 @@ pub(super) fn text(status: &StatusView) -> String {
         ("waiting", format!("{} commands", status.holds)),
         ("recorded", format!("{} events", status.recorded)),
         ("refused", refused(status)),
+        ("authority", status.ca.as_ref().map_or_else(String::new, ToString::to_string)),
     ];
     let mut out = String::new();
     for (name, value) in facts {

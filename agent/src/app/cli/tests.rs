@@ -6,7 +6,7 @@ use jiff::{SignedDuration, Timestamp};
 use super::*;
 use crate::{
     action::{ProcessFacts, Target, Verb},
-    control::proto::{PolicyStatus, SessionRow, StatusView},
+    control::proto::{CaStatus, PolicyStatus, SessionRow, StatusView},
     hold::{Estimate, HoldState, HoldView, Sample, SampleRow},
     record::{DecisionNote, Event, EventBody},
 };
@@ -259,6 +259,13 @@ fn status_says_when_a_newer_policy_set_was_refused() {
         holds: 1,
         recorded: 99,
         refused: [("socket".to_owned(), 3), ("bind".to_owned(), 0)].into(),
+        ca: Some(CaStatus {
+            scope: "2 names and 1 address of the policies".into(),
+            is_limited: true,
+            count: 2,
+            ends_at: "2026-12-21T03:22:11Z".into(),
+            problem: None,
+        }),
         problems: vec!["link gone".into()],
     };
     let text = status::text(&status);
@@ -269,6 +276,7 @@ fn status_says_when_a_newer_policy_set_was_refused() {
         "unknown key",
         "problem     link gone",
         "by the kernel: socket 3\n",
+        "authority   for 2 names and 1 address of the policies, until 2026-12-21T03:22:11Z; 1 older\n",
     ] {
         assert!(text.contains(part), "{part}: {text}");
     }

@@ -92,6 +92,26 @@ impl Checker<'_> {
         }
     }
 
+    /// What shows an upstream within TLS who the enforcer is.
+    pub(super) fn client_certificate(
+        &mut self,
+        protocol: ProtocolId,
+        upstream: &file::Upstream,
+    ) -> Option<CredentialSource> {
+        let given = upstream.client_certificate.as_ref()?;
+        let tls = upstream.tls.as_ref().map(|tls| &tls.value);
+        if !protocol.is_http() {
+            let help = "name files: `tls = { cert = ..., key = ... }`";
+            self.hinted(&given.span, format!("`client_certificate` means nothing with `{protocol}`"), help);
+        } else if tls.is_some_and(|tls| tls.mode == Some(TlsMode::Disable)) {
+            self.hinted(&given.span, "`client_certificate` means nothing without TLS", "leave one of them out");
+        } else if tls.is_some_and(|tls| tls.cert.is_some() || tls.key.is_some()) {
+            let help = "leave `cert` and `key` out, or this";
+            self.hinted(&given.span, "`tls` names another client certificate", help);
+        }
+        Some(self.secret(given))
+    }
+
     /// What goes with temporary keys of AWS.
     pub(super) fn session_token(&mut self, inject: &Inject, credential: &file::Credential) -> Option<CredentialSource> {
         let token = credential.session_token.as_ref()?;

@@ -57,6 +57,7 @@ impl Checker<'_> {
             tls: self.tls(upstream.tls.as_ref()),
             client_tls: upstream.client_tls,
             credential: self.credential(&upstream.name.value, protocol, upstream.credential.as_ref()),
+            client_certificate: self.client_certificate(protocol, upstream),
             routes: self.routes(protocol, &upstream.route),
             models: self.models(protocol, upstream),
             placeholders: self.placeholders(protocol, &upstream.placeholder),

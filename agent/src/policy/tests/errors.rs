@@ -489,6 +489,24 @@ fn each_kind_of_mistake_about_tokens_is_refused() {
     for (rest, message) in [
         (token(&format!("{id}{secret}")), "this source needs `token_url`"),
         (token(&format!("{url}{secret}")), "this source needs `client_id`"),
+        (
+            format!(
+                "{api}client_certificate = {{ source = \"file\", path = \"x\" }}\ntls = {{ mode = \"disable\" }}\n"
+            ),
+            "`client_certificate` means nothing without TLS",
+        ),
+        (
+            format!(
+                "{api}client_certificate = {{ source = \"file\", path = \"x\" }}\n\
+                 tls = {{ cert = \"/x\", key = \"/y\" }}\n"
+            ),
+            "`tls` names another client certificate",
+        ),
+        (format!("{api}client_certificate = {{ source = \"exec\" }}\n"), "this source needs `argv`"),
+        (
+            format!("{api}client_certificate = {{ source = \"file\", path = \"x\" }}\n").replace("http", "postgres"),
+            "`client_certificate` means nothing with `postgres`",
+        ),
         (token(&format!("{url}{id}")), "nothing here shows who the client is"),
         (token(&format!("{url}{id}{secret}path = \"x\"")), "`path` means nothing with this source"),
         (token(&format!("{url}{id}{secret}inject = \"basic\"")), "does not go with `basic`"),

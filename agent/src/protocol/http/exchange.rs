@@ -5,7 +5,7 @@ use std::{
         Arc, Mutex, OnceLock, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use bytes::{Bytes, BytesMut};
@@ -25,6 +25,7 @@ use super::{
     outgoing::{self, Outgoing},
     placeholder::{self, Watched},
     request::{Request, RequestError},
+    resets::Reset,
     respond::{respond, respond_upgrade},
     serve::hosts,
     sigv4, strict,
@@ -38,6 +39,11 @@ use crate::{
     session::{Begun, Command, ConnectionCx, DataRight, Gate, Lasting, NetError, Standing},
     wire::Charge,
 };
+
+/// After which silences a client is told that its request waits still. With the one that asks for the body, it is told as
+/// often as Go's client lets anybody before it gives up (`net/http` up to 1.22: five interim responses).
+const SILENCES: [Duration; 4] =
+    [Duration::from_secs(15), Duration::from_secs(30), Duration::from_secs(60), Duration::from_secs(120)];
 
 /// One connection's state.
 pub struct Connection {
@@ -160,6 +166,12 @@ impl Connection {
         Err(Box::new(problem))
     }
 
+    /// Records what the library of HTTP/2 has refused by itself.
+    pub async fn refuse_reset(&self, reset: Reset) {
+        // The client was told.
+        let _ = self.refuse(Problem::bad_request(reset.to_string()), "http framing").await;
+    }
+
     async fn judge(&self, mut request: Request, body: Incoming, client: Option<OnUpgrade>, address: &str) -> Answered {
         let lens = self.lens.as_ref().filter(|lens| lens.takes(&request));
         let (sends, hits, _held_memory) = match self.sends(&mut request, body, lens.is_some()).await {
@@ -193,6 +205,9 @@ impl Connection {
                 let problem = Problem::new(StatusCode::SERVICE_UNAVAILABLE, "Try again", detail);
                 return self.refuse(problem, "http policy").await;
             }
+            Begun::Wait { hold: Some(hold), answer } if request.reads_interim => {
+                (self.telling(answer).await, Some(hold.id))
+            }
             Begun::Wait { hold, answer } => (answer.await, hold.map(|hold| hold.id)),
         };
         let permit = match answer {
@@ -225,7 +240,7 @@ impl Connection {
             Err(error) => {
                 let detail = match &error {
                     UpstreamError::Credential(detail) => detail.clone(),
-                    error => format!("{error}: {:?}", std::error::Error::source(error).map(ToString::to_string)),
+                    error => causes(error),
                 };
                 tracing::warn!(upstream = %self.cx.upstream.name, connection = self.cx.id, error = detail, "no response");
                 let problem = match error {
@@ -243,6 +258,26 @@ impl Connection {
                 Err(Box::new(problem))
             }
         }
+    }
+
+    /// Waits, and has the client told now and then that it is not forgotten.
+    async fn telling<T>(&self, answer: impl Future<Output = T>) -> T {
+        let mut answer = std::pin::pin!(answer);
+        for silence in SILENCES {
+            tokio::select! {
+                biased;
+                answer = &mut answer => {
+                    self.wrong.waits.store(false, Ordering::Release);
+                    return answer;
+                }
+                // This future is polled where the stream is flushed afterwards.
+                () = tokio::time::sleep(silence) => self.wrong.waits.store(true, Ordering::Release),
+            }
+        }
+        let answer = answer.await;
+        // A response must not be followed by an interim one.
+        self.wrong.waits.store(false, Ordering::Release);
+        answer
     }
 
     /// Refuses a request with a placeholder that must not be there, and records all of it.
@@ -367,4 +402,15 @@ type Answered = Result<Response<AnyBody>, Box<Problem>>;
 fn is_grpc(fields: &HeaderMap) -> bool {
     let kind = fields.get(header::CONTENT_TYPE).map(|kind| kind.as_bytes());
     kind.is_some_and(|kind| kind.get(..16).is_some_and(|kind| kind.eq_ignore_ascii_case(b"application/grpc")))
+}
+
+/// An error and all that it comes of, for the log.
+fn causes(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(deeper) = cause {
+        text.push_str(&format!(": {deeper}"));
+        cause = deeper.source();
+    }
+    text
 }

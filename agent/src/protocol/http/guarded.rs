@@ -21,6 +21,9 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use super::guard::{Guard, Place, Violation};
 use crate::session::BoxIo;
 
+/// What a client is told whose request waits. Some that read this one take any other interim response for the final one
+/// (Python's `http.client`), and RFC 9110 section 15.2 has every client of HTTP/1.1 read more than one.
+const INTERIM: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
 /// Bytes read at a time.
 const PIECE: usize = 16 << 10;
 
@@ -33,6 +36,8 @@ pub struct Wrong {
     pub violation: OnceLock<Violation>,
     /// What follows is no request: an upgrade was agreed to, and somebody else looks into all that comes.
     pub upgraded: AtomicBool,
+    /// The client is to be told that its request waits. Set only while it does.
+    pub waits: AtomicBool,
 }
 
 impl Wrong {
@@ -41,7 +46,12 @@ impl Wrong {
         let mut random = [0; 16];
         aws_lc_rs::rand::fill(&mut random).map_err(|_| io::Error::other("no random numbers"))?;
         let target = format!("/{}", data_encoding::HEXLOWER.encode(&random));
-        Ok(Arc::new(Self { target, violation: OnceLock::new(), upgraded: AtomicBool::new(false) }))
+        Ok(Arc::new(Self {
+            target,
+            violation: OnceLock::new(),
+            upgraded: AtomicBool::new(false),
+            waits: AtomicBool::new(false),
+        }))
     }
 }
 
@@ -118,13 +128,15 @@ pub struct Guarded {
     guard: Guard,
     input: BytesMut,
     output: BytesMut,
+    /// What is left of an interim response.
+    interim: &'static [u8],
     wrong: Arc<Wrong>,
 }
 
 impl Guarded {
     /// Over a client's stream.
     pub fn new(io: Counted, wrong: Arc<Wrong>) -> Self {
-        Self { io, guard: Guard::default(), input: BytesMut::new(), output: BytesMut::new(), wrong }
+        Self { io, guard: Guard::default(), input: BytesMut::new(), output: BytesMut::new(), interim: b"", wrong }
     }
 
     /// Moves what is fine. What is not is replaced, once.
@@ -135,6 +147,20 @@ impl Guarded {
             let request = format!("GET {} HTTP/1.1\r\nhost: wrong\r\nconnection: close\r\n\r\n", self.wrong.target);
             self.output.extend_from_slice(request.as_bytes());
         }
+    }
+}
+
+impl Guarded {
+    /// Writes what is left of an interim response.
+    fn tell(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while !self.interim.is_empty() {
+            let written = ready!(Pin::new(&mut self.io).poll_write(cx, self.interim))?;
+            if written == 0 {
+                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+            }
+            self.interim = &self.interim[written..];
+        }
+        Poll::Ready(Ok(()))
     }
 }
 
@@ -179,10 +205,16 @@ impl AsyncRead for Guarded {
 
 impl AsyncWrite for Guarded {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        ready!(self.tell(cx))?;
         Pin::new(&mut self.io).poll_write(cx, buf)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        // The library flushes once all that it had to write is written: nothing of its own is cut in two here.
+        if self.wrong.waits.swap(false, Ordering::AcqRel) && self.interim.is_empty() {
+            self.interim = INTERIM;
+        }
+        ready!(self.tell(cx))?;
         Pin::new(&mut self.io).poll_flush(cx)
     }
 
@@ -195,6 +227,7 @@ impl AsyncWrite for Guarded {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
+        ready!(self.tell(cx))?;
         Pin::new(&mut self.io).poll_write_vectored(cx, bufs)
     }
 

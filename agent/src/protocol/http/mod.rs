@@ -18,8 +18,9 @@
 //! masked as bodies are, and each is recorded (`websocket`).
 //!
 //! A refusal is 403 with problem details (RFC 9457) that name rule and reason, or a status of gRPC; the connection goes on. A hold keeps the
-//! request waiting, without a word; its body is read before, and is part of what is approved. Limits: heads of 64 KiB, 96
-//! fields, inspected bodies as `limits.command`; other bodies stream in constant memory.
+//! request waiting, without a word but to a client that says it reads interim responses (`guarded`); its body is read
+//! before, and is part of what is approved. Limits: heads of 64 KiB, 96 fields, inspected bodies as `limits.command`; other
+//! bodies stream in constant memory.
 
 mod body;
 mod coding;
@@ -36,6 +37,7 @@ mod outgoing;
 mod path;
 mod placeholder;
 mod request;
+mod resets;
 mod respond;
 mod serve;
 mod sigv4;

@@ -86,6 +86,8 @@ pub struct Request {
     protocol: ProtocolId,
     /// What it offers, if it would go on as WebSocket.
     pub offer: Option<Offer>,
+    /// Whether the client says that it reads interim responses: `Expect: 100-continue` of HTTP/1.1.
+    pub reads_interim: bool,
     facts: Arc<HttpFacts>,
     parts: SmallVec<[Part; 2]>,
 }
@@ -176,6 +178,10 @@ impl Request {
             host: facts.host.clone(),
             protocol: ProtocolId::Http,
             offer,
+            reads_interim: head.version == http::Version::HTTP_11
+                && fields
+                    .get(header::EXPECT)
+                    .is_some_and(|expects| expects.as_bytes().eq_ignore_ascii_case(b"100-continue")),
             facts: Arc::new(facts),
             parts,
         })

@@ -23,6 +23,7 @@ use super::{
     guarded::{Counted, Guarded, Traffic, Wrong},
     lens::Lens,
     request::bare_host,
+    resets::Overheard,
     upstream::{HTTP1, HTTP2, Tasks, Upstream, Version, WINDOWS},
 };
 use crate::{
@@ -84,9 +85,16 @@ pub async fn serve(client: BoxIo, cx: &Arc<ConnectionCx>, lens: Option<Arc<dyn L
     });
     let over = CancellationToken::new();
     let _over = over.clone().drop_guard();
+    let (tell, mut resets) = tokio::sync::mpsc::unbounded_channel();
+    let refusals = async {
+        while let Some(reset) = resets.recv().await {
+            connection.refuse_reset(reset).await;
+        }
+    };
     let served = async {
         match begun.version {
             Version::Http1 => {
+                drop(tell);
                 let io = TokioIo::new(Guarded::new(io, wrong));
                 let mut builder = http1::Builder::new();
                 // Not with `pipeline_flush`: whatever comes would be buffered then, however slowly the client reads.
@@ -102,7 +110,7 @@ pub async fn serve(client: BoxIo, cx: &Arc<ConnectionCx>, lens: Option<Arc<dyn L
                     .initial_connection_window_size(WINDOWS.1)
                     .max_header_list_size(u32::try_from(HEAD_MAX).unwrap_or(u32::MAX))
                     .max_send_buf_size(64 << 10);
-                builder.serve_connection(TokioIo::new(io), answer).await
+                builder.serve_connection(TokioIo::new(Overheard::new(io, tell)), answer).await
             }
         }
     };
@@ -111,7 +119,8 @@ pub async fn serve(client: BoxIo, cx: &Arc<ConnectionCx>, lens: Option<Arc<dyn L
         () = cx.terminate.cancelled() => {
             return Err(SessionError::Ended((*cx.ending.get().unwrap_or(&"terminated")).into()));
         }
-        outcome = served => outcome,
+        // What was told before the end is recorded before it, too.
+        (outcome, ()) = async { tokio::join!(served, refusals) } => outcome,
     };
     let load = |count: &std::sync::atomic::AtomicU64| count.load(std::sync::atomic::Ordering::Relaxed);
     let channel = connection.channel.lock().unwrap_or_else(PoisonError::into_inner).take();

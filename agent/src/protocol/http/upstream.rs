@@ -475,7 +475,7 @@ async fn connect(cx: &Arc<ConnectionCx>, address: &str, offered: &[Alpn]) -> Res
     let mut chosen = offered.last().copied() == Some(HTTP2);
     if cx.upstream.tls.mode != TlsMode::Disable {
         let host = address.rsplit_once(':').map_or(address, |(host, _)| host);
-        let secured = network.secure(io, host, &cx.upstream.tls, offered).await?;
+        let secured = cx.secure(io, host, offered).await?;
         chosen = secured.protocol.as_deref() == Some(HTTP2);
         io = secured.io;
     }

@@ -102,11 +102,7 @@ impl Budgets {
         }
         let now = Instant::now();
         let mut accounts = self.lock();
-        if accounts.len() > ACCOUNTS {
-            accounts.retain(|(_, _, session), _| {
-                session.as_ref().is_none_or(|session| cx.house.sessions.get(session).is_some())
-            });
-        }
+        close_ended(&mut accounts, |session| cx.house.sessions.get(session).is_some());
         let mut owners = Vec::new();
         for (whose, budget, owner) in &limits {
             let account = accounts.entry(owner.clone()).or_insert(Account { since: now, used: Amount::default() });
@@ -124,6 +120,13 @@ impl Budgets {
 
     fn lock(&self) -> MutexGuard<'_, HashMap<Owner, Account>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Closes accounts of sessions that have ended, where there are many.
+fn close_ended(accounts: &mut HashMap<Owner, Account>, is_live: impl Fn(&str) -> bool) {
+    if accounts.len() > ACCOUNTS {
+        accounts.retain(|(_, _, session), _| session.as_ref().is_none_or(|session| is_live(session)));
     }
 }
 
@@ -239,6 +242,24 @@ mod tests {
         assert_eq!(account.used.tokens, 70);
         account.renew(&budget(), now + Duration::from_secs(60));
         assert_eq!(account.used.tokens, 0);
+    }
+
+    #[test]
+    fn accounts_of_ended_sessions_are_closed() {
+        let account = Account { since: Instant::now(), used: Amount::default() };
+        let mut accounts: HashMap<Owner, Account> = HashMap::new();
+        for number in 0..ACCOUNTS {
+            let session: Arc<str> = format!("{}-{number}", if number % 2 == 0 { "live" } else { "over" }).into();
+            accounts.insert(("w".into(), "u".into(), Some(session)), account);
+        }
+        let is_live = |session: &str| session.starts_with("live");
+        close_ended(&mut accounts, is_live);
+        assert_eq!(accounts.len(), ACCOUNTS, "there are not many");
+        accounts.insert(("w".into(), "u".into(), None), account);
+        close_ended(&mut accounts, is_live);
+        // That of the workload stays, whoever is there.
+        assert_eq!(accounts.len(), ACCOUNTS / 2 + 1);
+        assert!(accounts.keys().all(|(_, _, session)| session.as_ref().is_none_or(|session| is_live(session))));
     }
 
     #[test]

@@ -425,6 +425,31 @@ mod tests {
         );
     }
 
+    /// Each holds something back: so many are looked after, and no text beyond them comes through unseen.
+    #[test]
+    fn too_many_texts_at_once_end_the_stream() {
+        let text = |of: usize| json!({"index": of, "delta": {"content": "correct-horse-"}});
+        let one = |of: usize| json!({"choices": [text(of)]});
+        let push = |bytes: &[u8]| {
+            let secrets = Arc::new(KnownSecrets::new([SECRET.as_bytes()]));
+            let mut deltas = Deltas::new(Api::Chat, Arc::new(MaskSet::none()), secrets);
+            let mut out = Vec::new();
+            (deltas.push(bytes, &mut out), String::from_utf8(out).unwrap())
+        };
+        let most: Vec<Value> = (0..CHANNELS).map(one).collect();
+        assert_eq!(push(&stream(&most)).0, Ok(()));
+        // The one too many comes in an event of its own, or beside others; a text that is known already does not count.
+        let (refused, out) = push(&stream(&[most.clone(), vec![one(3), one(CHANNELS)]].concat()));
+        assert_eq!(refused, Err(MaskError::LongEvent));
+        assert!(!out.contains("correct-horse-") && !out.contains(&format!("\"index\":{CHANNELS}")), "{out}");
+        let beside = json!({"choices": (0..=CHANNELS).map(text).collect::<Vec<_>>()});
+        let (refused, out) = push(&stream(&[beside]));
+        assert_eq!((refused, &*out), (Err(MaskError::LongEvent), ""));
+        // Those that have ended make room.
+        let over = |of: usize| json!({"choices": [{"index": of, "delta": {}, "finish_reason": "stop"}]});
+        assert_eq!(push(&stream(&[most, vec![over(7), one(CHANNELS)]].concat())).0, Ok(()));
+    }
+
     #[test]
     fn what_needs_no_mask_comes_as_it_came() {
         let bytes = b": ping\n\nevent: error\ndata: {\"type\": \"error\"}\n\ndata: not json\n\n";

@@ -119,7 +119,7 @@ pub async fn open(
     }
     let host = address.rsplit_once(':').map_or(address, |(host, _)| host);
     let host = host.trim_start_matches('[').trim_end_matches(']');
-    let secured = network.secure(side.into_io(), host, &upstream.tls, &[]).await?;
+    let secured = network.secure(side.into_io(), host, &upstream.tls, &[], None).await?;
     Ok((secured.io, secured.endpoint_hash, Encrypted::Yes))
 }
 
