@@ -7,6 +7,7 @@ use std::{
     fmt,
     io::{self, IsTerminal},
     net::SocketAddr,
+    path::PathBuf,
     sync::{Arc, Mutex, atomic::AtomicU64},
     time::{Duration, Instant},
 };
@@ -31,7 +32,9 @@ use super::{
     namespaces::Namespaces,
     place::{self, Place},
     policies::{self, Policies},
-    privileges, refusals, supervisor,
+    privileges, refusals,
+    resolver::Resolver,
+    supervisor,
 };
 use crate::{
     bpf::{Kernel, KernelSettings, Pins},
@@ -39,7 +42,7 @@ use crate::{
     control::peer::Fence,
     hold::{HoldSettings, HoldStore},
     identity::Sessions,
-    net::{self, Net},
+    net::{self, Net, handed::Sockets},
     record::{Event, RecordSettings, Recorder},
     secrets::Secrets,
     session::House,
@@ -66,10 +69,10 @@ pub(super) fn run(settings: Settings) -> miette::Result<Ended> {
         return Err(miette!(help = "run it with sudo, or start the service", "the daemon must be started by root"));
     }
     logging(&settings.log.filter, settings.log.format)?;
-    let Some(listeners) = listening::take()? else {
+    let Some(sockets) = listening::take()? else {
         // First its cgroup: the sockets belong to it for good.
         place::own_cgroup(&settings)?;
-        return supervisor::run(&listening::make(&settings)?);
+        return supervisor::run(listening::make(&settings)?);
     };
     if std::env::var_os(net::handed::VARIABLE).is_some() {
         // Whoever takes the supervisor's place makes sockets of its own.
@@ -86,7 +89,7 @@ pub(super) fn run(settings: Settings) -> miette::Result<Ended> {
             "the policies are not valid:\n{rendered}"
         )
     })?;
-    let place = Place::prepare(&settings, listeners, &user)?;
+    let place = Place::prepare(&settings, sockets, &user)?;
     let policies = if user.is_root() {
         policies
     } else {
@@ -104,7 +107,7 @@ pub(super) fn run(settings: Settings) -> miette::Result<Ended> {
 }
 
 async fn serve(settings: Arc<Settings>, policies: crate::policy::PolicySet, place: Place) -> miette::Result<Ended> {
-    let Place { own, root, listeners, addresses, helper, control, ca, pins } = place;
+    let Place { own, root, sockets: Sockets { listeners, resolvers }, addresses, helper, control, ca, pins } = place;
 
     let recorder = Recorder::open(&record_settings(&settings)).into_diagnostic().wrap_err_with(|| {
         format!("the record in {} cannot be opened; nothing runs that is not recorded", settings.record_dir().display())
@@ -117,7 +120,8 @@ async fn serve(settings: Arc<Settings>, policies: crate::policy::PolicySet, plac
     let journal = Arc::new(journal::HoldJournal { recorder: recorder.clone(), sessions: sessions.clone() });
     let holds = HoldStore::with_journal(hold_settings, journal);
 
-    let kernel = Arc::new(open_kernel(place::kernel_settings(&settings, &root), pins, &own, &listeners, &addresses)?);
+    let (kernel, home) = open_kernel(place::kernel_settings(&settings, &root), pins, &own, &listeners, &addresses)?;
+    let kernel = Arc::new(kernel);
     let governor = Arc::new(Governor::new(root, own, kernel.clone(), helper.clone()));
 
     let network = Arc::new(Net::new(ca));
@@ -145,9 +149,13 @@ async fn serve(settings: Arc<Settings>, policies: crate::policy::PolicySet, plac
         answered: crate::session::Answered::default(),
         compiled: Mutex::default(),
     });
+    let stop_accepting = CancellationToken::new();
+    let resolver = Arc::new(Resolver::new(house.clone(), kernel.clone(), helper.clone()));
+    for socket in listening::at_home(resolvers, &home) {
+        resolver.serve(socket, CancellationToken::new()).into_diagnostic()?;
+    }
     kernel.heartbeat().into_diagnostic()?;
     governor.govern(&house.policies.load())?;
-    let stop_accepting = CancellationToken::new();
     let serve = {
         let (house, kernel, helper, limit) =
             (house.clone(), kernel.clone(), helper.clone(), settings.limits.connections);
@@ -169,7 +177,13 @@ async fn serve(settings: Arc<Settings>, policies: crate::policy::PolicySet, plac
             });
             Ok(())
         };
-        Arc::new(Namespaces::new(kernel.clone(), governor.clone(), Box::new(elsewhere), stop_accepting.clone()))
+        Arc::new(Namespaces::new(
+            kernel.clone(),
+            governor.clone(),
+            Box::new(elsewhere),
+            resolver.clone(),
+            stop_accepting.clone(),
+        ))
     };
     let lifecycle = Arc::new(Lifecycle::new(house.clone(), governor.clone(), settings.clone(), namespaces));
     lifecycle.adopt(&restored.adopted, &restored.lost);
@@ -179,6 +193,7 @@ async fn serve(settings: Arc<Settings>, policies: crate::policy::PolicySet, plac
     let problems = Arc::new(Mutex::new(Vec::<String>::new()));
     spawn_upkeep(&house, &lifecycle, &governor, &kernel, &settings, &problems, &stop);
     tokio::spawn(watch_policies(policies.clone()));
+    spawn_until(&stop, resolver.clone().run());
     let claims = Claims::new(house.clone(), governor.clone(), lifecycle.clone());
     spawn_until(&stop, async move { claims.run().await });
 
@@ -195,6 +210,7 @@ async fn serve(settings: Arc<Settings>, policies: crate::policy::PolicySet, plac
             Arc::new(move || problems.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone())
         },
         kernel: kernel.clone(),
+        resolver: resolver.clone(),
         ready_at: Instant::now(),
         last_barred: Mutex::default(),
     });
@@ -382,7 +398,7 @@ fn open_kernel(
     own: &str,
     listeners: &[std::net::TcpListener],
     addresses: &[SocketAddr],
-) -> miette::Result<Kernel> {
+) -> miette::Result<(Kernel, PathBuf)> {
     let kernel = Kernel::open_in(&settings, pins).into_diagnostic().wrap_err("the kernel side cannot be loaded")?;
     let root = &settings.cgroup_root;
     let v4 = addresses.iter().find_map(|a| if let SocketAddr::V4(v4) = a { Some(*v4) } else { None });
@@ -394,7 +410,7 @@ fn open_kernel(
         .set_enforcer(v4, v6, &[&home, &own])
         .and_then(|()| listeners.iter().try_for_each(|listener| kernel.add_listener(listener)));
     taken.into_diagnostic().wrap_err("the kernel side did not take our listeners")?;
-    Ok(kernel)
+    Ok((kernel, home))
 }
 
 fn record_settings(settings: &Settings) -> RecordSettings {

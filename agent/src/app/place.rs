@@ -22,7 +22,7 @@ use crate::{
     bpf::{KernelSettings, Pins},
     config::{Settings, cgroup},
     control::server::Server,
-    net::RuntimeCa,
+    net::{RuntimeCa, handed::Sockets},
 };
 
 /// How long the runtime CA is valid. A new one is made at each start.
@@ -34,7 +34,7 @@ pub(super) struct Place {
     pub(super) own: String,
     /// Mount of the cgroup2 tree.
     pub(super) root: PathBuf,
-    pub(super) listeners: Vec<TcpListener>,
+    pub(super) sockets: Sockets,
     pub(super) addresses: Vec<SocketAddr>,
     pub(super) helper: Arc<Helper>,
     pub(super) control: Server,
@@ -44,10 +44,10 @@ pub(super) struct Place {
 
 impl Place {
     /// Makes all of it, for a daemon that is to be this user. Needs root, and a process of a single thread.
-    pub(super) fn prepare(settings: &Settings, listeners: Vec<TcpListener>, user: &OwnUser) -> miette::Result<Self> {
+    pub(super) fn prepare(settings: &Settings, sockets: Sockets, user: &OwnUser) -> miette::Result<Self> {
         let (own, root) = own_cgroup(settings)?;
         let addresses: Vec<SocketAddr> =
-            listeners.iter().map(TcpListener::local_addr).collect::<io::Result<_>>().into_diagnostic()?;
+            sockets.listeners.iter().map(TcpListener::local_addr).collect::<io::Result<_>>().into_diagnostic()?;
         let socket = settings.control_socket();
         let setup = helper::Setup::new(settings, &root, Server::bound_at(&socket), addresses.clone());
         // Before there is a secret in this process.
@@ -72,7 +72,7 @@ impl Place {
         if user.is_root() {
             keep_from_others(&settings.state_dir)?;
         }
-        Ok(Self { own, root, listeners, addresses, helper, control, ca, pins })
+        Ok(Self { own, root, sockets, addresses, helper, control, ca, pins })
     }
 
     /// Leaves root behind for good.
