@@ -2,10 +2,8 @@
 //! goes anywhere by UDP.
 
 use std::{
-    fs,
     io::{BufRead, BufReader, Write},
-    net::{TcpStream, UdpSocket},
-    os::unix::fs::PermissionsExt,
+    net::UdpSocket,
     process::{Child, ChildStdin, ChildStdout, Command, Output, Stdio},
 };
 
@@ -372,69 +370,4 @@ fn the_daemon_answers_over_udp_as_over_tcp_and_records_it() {
     assert_eq!(lines.next().expect("a line").expect("text"), "nothing");
     assert!(thief.recv(&mut [0; 8]).is_err(), "a thief was asked");
     client.wait().expect("it ends");
-}
-
-/// A client with musl's resolver, which asks over UDP alone: resolves, connects, and asks whether TLS is spoken.
-const MUSL: &str = r#"
-#include <netdb.h>
-#include <stdio.h>
-#include <string.h>
-#include <sys/socket.h>
-#include <unistd.h>
-int main(int count, char **arguments) {
-    struct addrinfo hints = { .ai_socktype = SOCK_STREAM }, *found;
-    int failed = getaddrinfo(arguments[1], arguments[2], &hints, &found);
-    if (failed) return printf("%s\n", gai_strerror(failed)), 1;
-    int fd = socket(found->ai_family, SOCK_STREAM, 0);
-    if (connect(fd, found->ai_addr, found->ai_addrlen)) return perror("connect"), 1;
-    char answer = '-';
-    write(fd, "\0\0\0\10\4\322\26\57", 8);
-    read(fd, &answer, 1);
-    return printf("%c\n", answer), 0;
-}
-"#;
-
-#[test]
-fn clients_with_musls_resolver_and_with_gos_own_resolve_and_connect() {
-    let server = Postgres::start().expect("a server");
-    let daemon = Daemon::start(&server, SHOP_POLICY.replace("127.0.0.1:", "localhost:").as_str()).expect("a daemon");
-    let path = |name: &str| daemon.path(name).display().to_string();
-    let (hosts, resolv_conf) = (path("hosts"), path("resolv.conf"));
-    fs::write(&hosts, "# nobody\n").expect("written");
-    // Name servers that do not exist: the enforcer answers in their place.
-    fs::write(&resolv_conf, "nameserver 192.0.2.53\nnameserver 2001:db8::53\noptions timeout:1\n").expect("written");
-    for (compiler, source, name, code) in
-        [("musl-gcc", "musl.c", "musl", MUSL), ("go", "asks.go", "asks", include_str!("asks.go"))]
-    {
-        let (from, to) = (path(source), path(name));
-        fs::write(&from, code).expect("written");
-        let mut build = Command::new(compiler);
-        if compiler == "go" {
-            // What Go builds of itself is kept for the next time.
-            let cache = std::env::var_os("PORTCULLIS_TOOLS").map(|tools| std::path::Path::new(&tools).join("go"));
-            let cache = cache.expect("PORTCULLIS_TOOLS is set");
-            build.args(["build", "-o", &to, &from]).current_dir(daemon.path("")).env("CGO_ENABLED", "0");
-            build.env("GOCACHE", &cache).env("GOPATH", &cache).env("GOFLAGS", "");
-        } else {
-            build.args(["-static", "-O1", "-o", &to, &from]);
-        }
-        let built = build.output().expect(compiler);
-        assert!(built.status.success(), "{}", text(&built));
-        fs::set_permissions(&to, fs::Permissions::from_mode(0o755)).expect("a program");
-        let mount = "mount --bind \"$0\" /etc/hosts && mount --bind \"$1\" /etc/resolv.conf && shift && exec \"$@\"";
-        let run = |host: &str| {
-            let command = daemon.governed(&to, &[host, &server.port.to_string()]).expect("a command");
-            let mut wrapped = Command::new("unshare");
-            wrapped.args(["--mount", "--propagation", "private", "/bin/sh", "-c", mount, &hosts, &resolv_conf]);
-            wrapped.arg(command.get_program()).args(command.get_args()).env("GODEBUG", "netdns=go");
-            text(&wrapped.current_dir("/").stdin(Stdio::null()).output().expect("it runs"))
-        };
-        let said = run("localhost");
-        assert!(said.ends_with("S\n"), "{name}: {said}\n{}", daemon.log());
-        let said = run("evil.example");
-        assert!(!said.contains("S\n") && !said.is_empty(), "{name}: {said}");
-        assert!(refused(&daemon).iter().any(|what| what.contains("dns evil.example A:")), "{:?}", refused(&daemon));
-    }
-    // Whoever is not governed goes where it went.
-    assert!(TcpStream::connect(("127.0.0.1", server.port)).is_ok());
 }

@@ -105,10 +105,15 @@ pub async fn answer_datagram(
         () = session.ended.cancelled() => return None,
         found = answer(house, session, process, question) => found,
     };
-    let Some(mut answer) = found else {
+    let Some(answer) = found else {
         house.refused(session, "dns: what was sent is no question".into(), process.clone());
         return None;
     };
+    cut(answer)
+}
+
+/// As many of the answer's records as a datagram takes. Clients that know no better use those.
+fn cut(mut answer: Message) -> Option<Vec<u8>> {
     let mut bytes = answer.to_vec().ok()?;
     while bytes.len() > DATAGRAM_MAX {
         answer.metadata.truncation = true;
@@ -180,4 +185,42 @@ fn mentions(policy: &Arc<Policy>, name: &str) -> bool {
         .upstreams()
         .iter()
         .any(|upstream| upstream.addresses.iter().any(|address| host(address).is_some_and(|host| host == name)))
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+mod tests {
+    use std::net::Ipv4Addr;
+
+    use hickory_proto::{op::Query, rr::Name};
+
+    use super::*;
+
+    #[test]
+    fn what_is_too_long_for_a_datagram_is_cut_and_says_so() {
+        let name = Name::from_ascii("many-addresses.example.com.").unwrap();
+        let answer = |count: u8| {
+            let mut answer = Message::response(7, OpCode::Query);
+            answer.add_query(Query::query(name.clone(), RecordType::A));
+            let record = |last| Record::from_rdata(name.clone(), TTL, RData::A(A(Ipv4Addr::new(192, 0, 2, last))));
+            answer.add_answers((0..count).map(record));
+            answer
+        };
+        for (count, is_cut) in [(0, false), (1, false), (25, false), (100, true), (255, true)] {
+            let bytes = cut(answer(count)).unwrap();
+            let read = Message::from_vec(&bytes).unwrap();
+            assert!(bytes.len() <= DATAGRAM_MAX);
+            assert_eq!(read.metadata.truncation, is_cut, "{count}");
+            assert_eq!(read.answers.len() < usize::from(count), is_cut, "{count}");
+            assert!(count == 0 || !read.answers.is_empty());
+        }
+        // What cannot be made shorter is not sent.
+        let mut long = answer(0);
+        let label = "x".repeat(60);
+        for first in ["a", "b", "c", "d"] {
+            let name = Name::from_ascii(format!("{first}{label}.{first}{label}.{first}{label}.")).unwrap();
+            long.add_query(Query::query(name, RecordType::A));
+        }
+        assert_eq!(cut(long), None);
+    }
 }
