@@ -371,3 +371,20 @@ fn the_daemon_answers_over_udp_as_over_tcp_and_records_it() {
     assert!(thief.recv(&mut [0; 8]).is_err(), "a thief was asked");
     client.wait().expect("it ends");
 }
+
+#[test]
+fn the_next_daemon_answers_too_and_so_does_one_in_another_network_namespace() {
+    let server = Postgres::start().expect("a server");
+    let mut daemon = Daemon::start(&server, &SHOP_POLICY.replace("127.0.0.1:", "localhost:")).expect("a daemon");
+    let other = Namespace::new();
+    let ask = |daemon: &Daemon| {
+        let command = daemon.governed("/usr/bin/python3", &["-B", "-c", ASK]).expect("a command");
+        let there = other.inside(&command);
+        [command, there].map(|mut command| text(&command.output().expect("it runs")))
+    };
+    assert_eq!(ask(&daemon), ["ok\n", "ok\n"], "{}", daemon.log());
+    let before = daemon.pid().expect("it runs");
+    daemon.signal("KILL").expect("killed");
+    daemon.recovered(before).expect("it comes back");
+    assert_eq!(ask(&daemon), ["ok\n", "ok\n"], "{}", daemon.log());
+}

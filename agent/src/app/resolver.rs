@@ -194,7 +194,7 @@ mod tests {
         busy.end(7);
         assert!(busy.begin(7) && !busy.begin(7));
         for cgroup in 100..200 {
-            (0..OF_ONE).for_each(|_| drop(busy.begin(cgroup)));
+            let _ = (0..OF_ONE).filter(|_| busy.begin(cgroup)).count();
         }
         assert_eq!((busy.all, busy.begin(8)), (OF_ALL, false));
         for cgroup in [7, 8].into_iter().chain(100..200) {
