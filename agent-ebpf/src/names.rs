@@ -28,6 +28,8 @@ const HEADER: u32 = 12;
 /// First byte of IPv4 addresses on the loopback device.
 const LOOPBACK: u32 = 127;
 
+const _: () = assert!(QUESTION_BYTES.is_power_of_two());
+
 /// A datagram that is whole: one packet, as long as its headers say.
 struct Datagram {
     /// Of the packet.
@@ -114,7 +116,9 @@ pub fn ask(cx: &SkBuffContext) -> Result<(), Reason> {
             client_port: datagram.source_port,
             length: datagram.length,
         });
-        bpf_skb_load_bytes(skb.cast(), datagram.at, (&raw mut (*told).1).cast(), datagram.length)
+        // Read again and cut, in a form that verifiers of older kernels follow: from 1 to the size of the place.
+        let length = ((&raw const (*told).0.length).read_volatile().wrapping_sub(1) & (QUESTION_BYTES as u32 - 1)) + 1;
+        bpf_skb_load_bytes(skb.cast(), datagram.at, (&raw mut (*told).1).cast(), length)
     };
     if loaded != 0 {
         entry.discard(0);
