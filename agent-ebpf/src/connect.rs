@@ -1,7 +1,8 @@
 //! `connect4`, `connect6`: send a governed connection to the enforcer, and keep where it wanted to go.
 //!
-//! Plain TCP, TCP Fast Open, io_uring and sockets with mapped addresses all come through here. What is refused gets
-//! ECONNREFUSED, as from a closed port, so that clients report it as they report a dead server.
+//! Plain TCP, TCP Fast Open, io_uring and sockets with mapped addresses all come through here. So do UDP sockets that are
+//! to ask one name server: what they send is seen by no hook but the packet filter. What is refused gets ECONNREFUSED, as
+//! from a closed port, so that clients report it as they report a dead server.
 
 use aya_ebpf::{
     bindings::bpf_sock_addr,
@@ -13,7 +14,7 @@ use aya_ebpf::{
     programs::SockAddrContext,
 };
 use core::ptr::{addr_of, read_volatile, write_volatile};
-use portcullis_ebpf::{AF_INET, AF_INET6, Enforcer, RawOrigin, Reason};
+use portcullis_ebpf::{AF_INET, AF_INET6, DNS_PORT, Enforcer, IPPROTO_TCP, IPPROTO_UDP, RawOrigin, Reason};
 
 use crate::{
     ALLOW, REFUSE, maps,
@@ -22,35 +23,56 @@ use crate::{
 
 const ECONNREFUSED: i32 = 111;
 const SOCK_STREAM: u32 = 1;
-const IPPROTO_TCP: u32 = 6;
+const SOCK_DGRAM: u32 = 2;
 /// Third word of a mapped address, `::ffff:0:0/96`, network byte order.
-const MAPPED: u32 = 0xffff_u32.to_be();
+pub const MAPPED: u32 = 0xffff_u32.to_be();
 
 #[cgroup_sock_addr(connect4)]
 pub fn connect4(cx: SockAddrContext) -> i32 {
-    let ctx = cx.sock_addr;
+    match to_enforcer4(cx.sock_addr) {
+        Ok(()) => ALLOW,
+        Err((reason, attempt)) => refuse(reason, &attempt),
+    }
+}
+
+/// Puts the enforcer's IPv4 address in the place of the one that was asked for.
+#[inline(always)]
+pub fn to_enforcer4(ctx: *mut bpf_sock_addr) -> Result<(), (Reason, Attempt)> {
     // SAFETY: `ctx` is the program's context; volatile, so that each field is read in its own width.
-    let (ip, port) = unsafe { (read_volatile(addr_of!((*ctx).user_ip4)), read_volatile(addr_of!((*ctx).user_port))) };
-    let (enforcer, attempt) = match admitted(ctx, AF_INET, AF_INET, [ip, 0, 0, 0], port) {
-        Ok(admitted) => admitted,
-        Err((reason, attempt)) => return refuse(reason, &attempt),
+    let (ip, port, family) = unsafe {
+        (
+            read_volatile(addr_of!((*ctx).user_ip4)),
+            read_volatile(addr_of!((*ctx).user_port)),
+            read_volatile(addr_of!((*ctx).family)),
+        )
     };
+    // A UDP socket of the other family takes such an address, too, and shows it mapped.
+    let address = if family == AF_INET6 { [0, 0, MAPPED, ip] } else { [ip, 0, 0, 0] };
+    let (enforcer, attempt) = admitted(ctx, family, AF_INET, address, port)?;
     let (v4, v4_port) = (enforcer.v4, enforcer.v4_port);
     if v4_port == 0 {
-        return refuse(Reason::Enforcer, &attempt);
+        return Err((Reason::Enforcer, attempt));
     }
     // SAFETY: both fields may be written by this program type.
     unsafe {
         write_volatile(&raw mut (*ctx).user_ip4, v4);
         write_volatile(&raw mut (*ctx).user_port, u32::from((v4_port as u16).to_be()));
     }
-    ALLOW
+    Ok(())
 }
 
 #[cgroup_sock_addr(connect6)]
 pub fn connect6(cx: SockAddrContext) -> i32 {
-    let ctx = cx.sock_addr;
-    // SAFETY: as in `connect4`.
+    match to_enforcer6(cx.sock_addr) {
+        Ok(()) => ALLOW,
+        Err((reason, attempt)) => refuse(reason, &attempt),
+    }
+}
+
+/// Puts the enforcer's IPv6 address, or its mapped one, in the place of the one that was asked for.
+#[inline(always)]
+pub fn to_enforcer6(ctx: *mut bpf_sock_addr) -> Result<(), (Reason, Attempt)> {
+    // SAFETY: as in `to_enforcer4`.
     let (ip, port) = unsafe {
         (
             [
@@ -65,14 +87,11 @@ pub fn connect6(cx: SockAddrContext) -> i32 {
     // A socket that was bound to a mapped address can only reach another one, so mapped stays mapped.
     let mapped = ip[0] == 0 && ip[1] == 0 && ip[2] == MAPPED;
     let listener = if mapped { AF_INET } else { AF_INET6 };
-    let (enforcer, attempt) = match admitted(ctx, AF_INET6, listener, ip, port) {
-        Ok(admitted) => admitted,
-        Err((reason, attempt)) => return refuse(reason, &attempt),
-    };
+    let (enforcer, attempt) = admitted(ctx, AF_INET6, listener, ip, port)?;
     let (to, to_port) =
         if mapped { ([0, 0, MAPPED, enforcer.v4], enforcer.v4_port) } else { (enforcer.v6, enforcer.v6_port) };
     if to_port == 0 {
-        return refuse(Reason::Enforcer, &attempt);
+        return Err((Reason::Enforcer, attempt));
     }
     // SAFETY: all of these may be written by this program type.
     unsafe {
@@ -82,11 +101,11 @@ pub fn connect6(cx: SockAddrContext) -> i32 {
         write_volatile(&raw mut (*ctx).user_ip6[3], to[3]);
         write_volatile(&raw mut (*ctx).user_port, u32::from((to_port as u16).to_be()));
     }
-    ALLOW
+    Ok(())
 }
 
-/// The enforcer, if this connection may go to it: TCP, not tied to a device, of a known session, enforcer alive and
-/// listening with the family `listener` in the socket's network namespace. The origin is kept with the socket.
+/// The enforcer, if this may go to it: TCP, or UDP for a name server; not tied to a device, of a known session, enforcer
+/// alive and with a socket of the family `listener` in the socket's network namespace. The origin is kept with the socket.
 #[inline(always)]
 fn admitted(
     ctx: *mut bpf_sock_addr,
@@ -95,7 +114,7 @@ fn admitted(
     address: [u32; 4],
     port: u32,
 ) -> Result<(&'static Enforcer, Attempt), (Reason, Attempt)> {
-    // SAFETY: as in `connect4`; the socket of a sock_addr context is never null, and checked all the same.
+    // SAFETY: as in `to_enforcer4`; the socket of a sock_addr context is never null, and checked all the same.
     let (kind, protocol, sk) = unsafe {
         (
             read_volatile(addr_of!((*ctx).type_)),
@@ -105,7 +124,8 @@ fn admitted(
     };
     let port = u32::from(u16::from_be(port as u16));
     let attempt = Attempt { family, kind, protocol, address, port };
-    if kind != SOCK_STREAM || protocol != IPPROTO_TCP || sk.is_null() {
+    let asks = kind == SOCK_DGRAM && protocol == IPPROTO_UDP && port == DNS_PORT;
+    if !(asks || (kind == SOCK_STREAM && protocol == IPPROTO_TCP)) || sk.is_null() {
         return Err((Reason::NotTcp, attempt));
     }
     // SAFETY: `sk` is not null, and this field may be read.
@@ -122,7 +142,7 @@ fn admitted(
             return Err((Reason::Session, attempt));
         }
         let netns_cookie = bpf_get_netns_cookie(ctx.cast());
-        if !maps::listens(netns_cookie, listener) {
+        if !maps::listens(netns_cookie, listener, protocol) {
             return Err((Reason::Namespace, attempt));
         }
         let mut comm = [0_u8; 16];

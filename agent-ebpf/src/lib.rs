@@ -5,7 +5,7 @@
 #![cfg_attr(not(feature = "user"), no_std)]
 
 /// Version of every type and map in this crate; part of the folder where maps are pinned.
-pub const LAYOUT: u32 = 7;
+pub const LAYOUT: u32 = 8;
 
 /// A heartbeat older than this (nanoseconds) means that no enforcer is alive, and every connect is refused.
 pub const HEARTBEAT_STALE_NS: u64 = 2_000_000_000;
@@ -17,8 +17,9 @@ pub const MAX_TUPLES: usize = 65_536;
 /// How many sessions may be known at one time.
 pub const MAX_SESSIONS: usize = 65_536;
 
-/// How many listening sockets the enforcer may have: one of each family in each network namespace.
-pub const MAX_LISTENERS: usize = 8192;
+/// How many sockets the enforcer may have for what comes from sessions: for each protocol, one of each family in each
+/// network namespace.
+pub const MAX_LISTENERS: usize = 16_384;
 
 /// How many cgroups may be governed at one time.
 pub const MAX_GOVERNED: usize = 1024;
@@ -50,12 +51,38 @@ pub const MAX_REPORTING: usize = 4096;
 /// Room for refusals that the agent has not read yet, in bytes: a power of two, and whole pages of any size in use.
 pub const REFUSAL_BYTES: usize = 1 << 18;
 
+/// Longest question for a name over UDP, in bytes: RFC 1035 section 2.3.4.
+pub const QUESTION_BYTES: usize = 512;
+
+/// How many questions over UDP a session may ask in [`QUESTION_WINDOW_NS`].
+pub const QUESTIONS_PER_WINDOW: u64 = 200;
+
+/// See [`QUESTIONS_PER_WINDOW`]. Nanoseconds.
+pub const QUESTION_WINDOW_NS: u64 = 1_000_000_000;
+
+/// Room for questions that the agent has not read yet, in bytes: as [`REFUSAL_BYTES`].
+pub const QUESTION_RING_BYTES: usize = 1 << 18;
+
+/// How many answers may be on their way at one time; the oldest do not arrive past it.
+pub const MAX_ANSWERS: usize = 16_384;
+
+/// How long an answer may be on its way. Nanoseconds.
+pub const ANSWER_STALE_NS: u64 = 2_000_000_000;
+
+/// The port of DNS.
+pub const DNS_PORT: u32 = 53;
+
 /// `AF_INET`.
 pub const AF_INET: u32 = 2;
 /// `AF_INET6`.
 pub const AF_INET6: u32 = 10;
+/// `IPPROTO_TCP`.
+pub const IPPROTO_TCP: u32 = 6;
+/// `IPPROTO_UDP`.
+pub const IPPROTO_UDP: u32 = 17;
 
-/// Where governed connections are sent: the enforcer's listeners. A port of 0 means that there is none of that family.
+/// Where governed connections are sent: the enforcer's listeners. A port of 0 means that there is none of that family. UDP
+/// has the same addresses and ports.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Enforcer {
@@ -71,7 +98,7 @@ pub struct Enforcer {
     pub pad: u32,
 }
 
-/// A family of addresses in a network namespace, in which the enforcer may have a listening socket.
+/// A family of addresses and a protocol in a network namespace, for which the enforcer may have a socket.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Listener {
@@ -79,21 +106,21 @@ pub struct Listener {
     pub netns_cookie: u64,
     /// [`AF_INET`] or [`AF_INET6`].
     pub family: u32,
-    /// Always 0.
-    pub pad: u32,
+    /// [`IPPROTO_TCP`] or [`IPPROTO_UDP`].
+    pub protocol: u32,
 }
 
-/// Where a client wanted to go, and who it is, as seen at `connect()`.
+/// Where a client wanted to go, and who it is, as seen at `connect()`, or where a datagram was sent to an address.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct RawOrigin {
     /// [`AF_INET`] or [`AF_INET6`]: the family of the client's socket, so a mapped address stays mapped.
     pub family: u32,
-    /// TCP port, host byte order.
+    /// Port, host byte order.
     pub port: u32,
     /// Address in network byte order; IPv4 in the first word.
     pub address: [u32; 4],
-    /// cgroup of the task that called `connect()`: the identity.
+    /// cgroup of the task that called it: the identity.
     pub cgroup_id: u64,
     /// Network namespace of the socket.
     pub netns_cookie: u64,
@@ -120,6 +147,41 @@ pub struct Tuple {
     pub client_port: u32,
     /// Listener's port, host byte order.
     pub server_port: u32,
+}
+
+/// A question for a name, as it left a session's UDP socket. Beside each lie its bytes, as many as `length` says.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RawQuestion {
+    /// Who asks, and which name server. Its cgroup is the socket's as well.
+    pub origin: RawOrigin,
+    /// The kernel's number of the socket, never given twice.
+    pub socket_cookie: u64,
+    /// When, on the monotonic clock. Nanoseconds.
+    pub asked_ns: u64,
+    /// Address that it came from, network byte order; mapped, if IPv4.
+    pub client: [u32; 4],
+    /// Port that it came from, host byte order.
+    pub client_port: u32,
+    /// How many bytes the question has.
+    pub length: u32,
+}
+
+/// A question and the bytes beside it, as they lie in the ring buffer. Those past its length are of no meaning.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct ToldQuestion(pub RawQuestion, pub [u8; QUESTION_BYTES]);
+
+/// An answer that the agent sends: it arrives at this socket, and at no other that has come to have its port.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RawAnswer {
+    /// The socket that asked.
+    pub socket_cookie: u64,
+    /// The message's id (RFC 1035 section 4.1.1), host byte order.
+    pub id: u32,
+    /// Always 0.
+    pub pad: u32,
 }
 
 /// A unix socket that a session may reach.
@@ -237,9 +299,9 @@ macro_rules! reasons {
 }
 
 reasons! {
-    /// A socket of the internet families that is not TCP.
+    /// A socket of the internet families that is neither TCP nor, where the enforcer answers there, UDP.
     Socket = "socket",
-    /// A connect of such a socket.
+    /// A connect of such a socket, or of a UDP socket to anything but a name server.
     NotTcp = "not-tcp",
     /// A connect of a socket that is bound to a device.
     Device = "device",
@@ -251,7 +313,7 @@ reasons! {
     Session = "session",
     /// No memory to keep the origin.
     Memory = "memory",
-    /// A datagram.
+    /// A datagram to anything but a name server.
     Datagram = "datagram",
     /// A port or address that others could reach.
     Bind = "bind",
@@ -275,6 +337,8 @@ reasons! {
     Perf = "perf",
     /// A change of a cgroup.
     Cgroup = "cgroup",
+    /// More questions for names over UDP than a session may ask, or than the enforcer gets round to.
+    Questions = "questions",
 }
 
 /// What was refused. Beside each lies the path of the unix socket, [`UNIX_PATH_ROOM`] bytes, else zeros; an abstract name
@@ -327,6 +391,14 @@ pub struct Reporting {
 
 #[cfg(feature = "user")]
 mod user {
+    impl super::ToldQuestion {
+        /// From the bytes of a ring buffer's entry; `None` if they are not as many as they should be.
+        pub fn from_bytes(bytes: &[u8]) -> Option<Self> {
+            // SAFETY: as many bytes as the type has, any of which is a value of it; read wherever they lie.
+            (bytes.len() == size_of::<Self>()).then(|| unsafe { bytes.as_ptr().cast::<Self>().read_unaligned() })
+        }
+    }
+
     impl super::ToldRefusal {
         /// From the bytes of a ring buffer's entry; `None` if they are not as many as they should be.
         pub fn from_bytes(bytes: &[u8]) -> Option<Self> {
@@ -341,6 +413,8 @@ mod user {
     unsafe impl aya::Pod for super::Listener {}
     // SAFETY: as above.
     unsafe impl aya::Pod for super::RawOrigin {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for super::RawAnswer {}
     // SAFETY: as above.
     unsafe impl aya::Pod for super::Tuple {}
     // SAFETY: as above.
@@ -357,6 +431,9 @@ mod user {
 const _: () = assert!(size_of::<Enforcer>() == 4 + 4 + 16 + 4 + 4);
 const _: () = assert!(size_of::<Listener>() == 8 + 4 + 4);
 const _: () = assert!(size_of::<RawOrigin>() == 4 + 4 + 16 + 8 + 8 + 4 + 4 + 16);
+const _: () = assert!(size_of::<RawQuestion>() == size_of::<RawOrigin>() + 8 + 8 + 16 + 4 + 4);
+const _: () = assert!(size_of::<ToldQuestion>() == size_of::<RawQuestion>() + QUESTION_BYTES);
+const _: () = assert!(size_of::<RawAnswer>() == 8 + 4 + 4);
 const _: () = assert!(size_of::<Tuple>() == 8 + 16 + 16 + 4 + 4);
 const _: () = assert!(size_of::<UnixPath>() == 8 + UNIX_PATH_ROOM);
 const _: () = assert!(UNIX_PATH_ROOM > UNIX_PATH_MAX);

@@ -8,9 +8,9 @@ use aya_ebpf::{
 };
 use core::{ffi::c_void, ptr};
 use portcullis_ebpf::{
-    Enforcer, HEARTBEAT_STALE_NS, Listener, LsmPlaces, MAX_GOVERNED, MAX_LISTENERS, MAX_REPORTING, MAX_SESSIONS,
-    MAX_TUPLES, MAX_UNIX_PATHS, REFUSAL_BYTES, RawOrigin, Reason, Reporting, ToldRefusal, Tuple, UNIX_PATH_ROOM,
-    UnixPath, UnixPlaces,
+    Enforcer, HEARTBEAT_STALE_NS, Listener, LsmPlaces, MAX_ANSWERS, MAX_GOVERNED, MAX_LISTENERS, MAX_REPORTING,
+    MAX_SESSIONS, MAX_TUPLES, MAX_UNIX_PATHS, QUESTION_RING_BYTES, REFUSAL_BYTES, RawAnswer, RawOrigin, Reason,
+    Reporting, ToldQuestion, ToldRefusal, Tuple, UNIX_PATH_ROOM, UnixPath, UnixPlaces,
 };
 
 /// Entry 0: the enforcer's listeners.
@@ -25,7 +25,8 @@ pub static HEARTBEAT: Array<u64, 1> = Array::new();
 #[btf_map]
 pub static SESSIONS: HashMap<u64, u32, MAX_SESSIONS> = HashMap::new();
 
-/// Origin of a socket: of a client's own, from `connect()` on; of an accepted one in the enforcer, from the handshake on.
+/// Origin of a socket: of a client's own, from `connect()` on; of an accepted one in the enforcer, from the handshake on;
+/// of a UDP socket, of the name server that it asked last.
 #[btf_map]
 pub static ORIGINS: SkStorage<RawOrigin> = SkStorage::new();
 
@@ -33,10 +34,22 @@ pub static ORIGINS: SkStorage<RawOrigin> = SkStorage::new();
 #[btf_map]
 pub static TUPLES: HashMap<Tuple, RawOrigin, MAX_TUPLES> = HashMap::new();
 
-/// Where the enforcer listens, and the cookie of the socket. Elsewhere a governed connection would come to whoever has
+/// Where the enforcer has sockets, and the cookie of each. Elsewhere a governed connection would come to whoever has
 /// the same port there. The kernel takes an entry out as its socket closes, whatever became of the process.
 #[btf_map]
 pub static LISTENERS: HashMap<Listener, u64, MAX_LISTENERS, { BPF_F_NO_PREALLOC as usize }> = HashMap::new();
+
+/// Questions over UDP, for the agent to read.
+#[btf_map]
+pub static QUESTIONS: RingBuf<ToldQuestion, QUESTION_RING_BYTES> = RingBuf::new();
+
+/// How often sessions asked over UDP.
+#[btf_map]
+pub static ASKING: LruHashMap<u64, Reporting, MAX_REPORTING> = LruHashMap::new();
+
+/// Answers on their way, with the time at which each was sent.
+#[btf_map]
+pub static ANSWERS: LruHashMap<RawAnswer, u64, MAX_ANSWERS> = LruHashMap::new();
 
 /// With a listening socket of the enforcer: its entry.
 #[btf_map]
@@ -113,11 +126,11 @@ pub fn lsm_places() -> Option<&'static LsmPlaces> {
     LSM_PLACES.get(0).filter(|places| places.known != 0)
 }
 
-/// Whether the enforcer listens with this family in this network namespace.
+/// Whether the enforcer has a socket of this family and protocol in this network namespace.
 #[inline(always)]
-pub fn listens(netns_cookie: u64, family: u32) -> bool {
+pub fn listens(netns_cookie: u64, family: u32, protocol: u32) -> bool {
     // SAFETY: as in `is_session`.
-    unsafe { LISTENERS.get(&Listener { netns_cookie, family, pad: 0 }) }.is_some()
+    unsafe { LISTENERS.get(&Listener { netns_cookie, family, protocol }) }.is_some()
 }
 
 /// The entry of a listening socket of the enforcer; `None` for any other socket.

@@ -1,5 +1,5 @@
 //! `egress`, `ingress`: the last word. Whatever road a packet found to here, it goes to the enforcer's listener over
-//! the loopback device, or nowhere; and comes from there, or from nowhere.
+//! the loopback device, or nowhere; and comes from there, or from nowhere. Of UDP, besides, questions go and answers come.
 //!
 //! The packet itself is parsed: the fields of its socket lie when a device is bound or a routing header sends the
 //! packet elsewhere. Verdicts of parent and child cgroups are combined with AND, so no child can undo this.
@@ -9,7 +9,7 @@ use core::ptr::{addr_of, read_volatile};
 use portcullis_ebpf::{AF_INET, AF_INET6, Reason};
 
 use crate::{
-    ALLOW, REFUSE, maps,
+    ALLOW, REFUSE, maps, names,
     refusal::{self, Attempt},
 };
 
@@ -22,16 +22,25 @@ const FRAGMENT: u16 = 0x3fff;
 
 #[cgroup_skb(egress)]
 pub fn egress(cx: SkBuffContext) -> i32 {
-    if on_loopback(&cx) && matches_enforcer(&cx, End::Destination) {
-        return ALLOW;
-    }
-    refuse(&cx, Reason::Egress, End::Destination)
+    let protocol = if on_loopback(&cx) { with_enforcer(&cx, End::Destination) } else { None };
+    let reason = match protocol {
+        Some(IPPROTO_TCP) => return ALLOW,
+        Some(_) => match names::ask(&cx) {
+            Ok(()) => return ALLOW,
+            Err(reason) => reason,
+        },
+        None => Reason::Egress,
+    };
+    refuse(&cx, reason, End::Destination)
 }
 
 #[cgroup_skb(ingress)]
 pub fn ingress(cx: SkBuffContext) -> i32 {
-    if on_loopback(&cx) && matches_enforcer(&cx, End::Source) {
-        return ALLOW;
+    let protocol = if on_loopback(&cx) { with_enforcer(&cx, End::Source) } else { None };
+    match protocol {
+        Some(IPPROTO_TCP) => return ALLOW,
+        Some(_) if names::is_answer(&cx) => return ALLOW,
+        _ => {}
     }
     refuse(&cx, Reason::Ingress, End::Source)
 }
@@ -94,68 +103,69 @@ fn on_loopback(cx: &SkBuffContext) -> bool {
     unsafe { read_volatile(addr_of!((*cx.skb.skb).ifindex)) == LOOPBACK_IFINDEX }
 }
 
-/// Whether this is TCP over IPv4 without options or fragments, or over IPv6 without extension headers, with one of the
-/// enforcer's listeners at that end. Words are compared as they lie in the packet, in network byte order.
+/// TCP or UDP, if this is it over IPv4 without options or fragments, or over IPv6 without extension headers, with one of
+/// the enforcer's addresses and ports at that end. Words are compared as they lie in the packet, in network byte order.
 #[inline(always)]
-fn matches_enforcer(cx: &SkBuffContext, end: End) -> bool {
-    let Some(enforcer) = maps::enforcer() else { return false };
-    let Ok(first) = cx.load::<[u8; 4]>(0) else { return false };
-    match first[0] >> 4 {
+fn with_enforcer(cx: &SkBuffContext, end: End) -> Option<u8> {
+    let enforcer = maps::enforcer()?;
+    let first = cx.load::<[u8; 4]>(0).ok()?;
+    let (protocol, found) = match first[0] >> 4 {
         4 => {
-            let Ok(header) = cx.load::<Ipv4>(0) else { return false };
-            let Ok(ports) = cx.load::<[u16; 2]>(20) else { return false };
+            let header = cx.load::<Ipv4>(0).ok()?;
+            let ports = cx.load::<[u16; 2]>(20).ok()?;
             let (address, port) = match end {
                 End::Source => (header.source, ports[0]),
                 End::Destination => (header.destination, ports[1]),
             };
-            header.version_ihl == 0x45
+            let found = header.version_ihl == 0x45
                 && u16::from_be(header.fragment) & FRAGMENT == 0
-                && header.protocol == IPPROTO_TCP
                 && enforcer.v4_port != 0
                 && address == enforcer.v4
-                && u32::from(u16::from_be(port)) == enforcer.v4_port
+                && u32::from(u16::from_be(port)) == enforcer.v4_port;
+            (header.protocol, found)
         }
         6 => {
-            let Ok(header) = cx.load::<Ipv6>(0) else { return false };
-            let Ok(ports) = cx.load::<[u16; 2]>(40) else { return false };
+            let header = cx.load::<Ipv6>(0).ok()?;
+            let ports = cx.load::<[u16; 2]>(40).ok()?;
             let (address, port) = match end {
                 End::Source => (header.source, ports[0]),
                 End::Destination => (header.destination, ports[1]),
             };
-            header.next == IPPROTO_TCP
-                && enforcer.v6_port != 0
+            let found = enforcer.v6_port != 0
                 && address[0] == enforcer.v6[0]
                 && address[1] == enforcer.v6[1]
                 && address[2] == enforcer.v6[2]
                 && address[3] == enforcer.v6[3]
-                && u32::from(u16::from_be(port)) == enforcer.v6_port
+                && u32::from(u16::from_be(port)) == enforcer.v6_port;
+            (header.next, found)
         }
-        _ => false,
-    }
+        _ => return None,
+    };
+    (found && matches!(protocol, IPPROTO_TCP | IPPROTO_UDP)).then_some(protocol)
 }
 
 /// RFC 791, section 3.1.
 #[repr(C)]
-struct Ipv4 {
+pub struct Ipv4 {
     version_ihl: u8,
     tos: u8,
-    length: u16,
+    pub length: u16,
     id: u16,
     fragment: u16,
     ttl: u8,
     protocol: u8,
     checksum: u16,
-    source: u32,
+    pub source: u32,
     destination: u32,
 }
 
 /// RFC 8200, section 3.
 #[repr(C)]
-struct Ipv6 {
+pub struct Ipv6 {
     version_class_flow: u32,
-    length: u16,
+    pub length: u16,
     next: u8,
     hops: u8,
-    source: [u32; 4],
+    pub source: [u32; 4],
     destination: [u32; 4],
 }

@@ -1,6 +1,6 @@
 //! `getpeername4`, `getpeername6`: show the client the address that it asked for. Display only: nothing relies on it.
 
-use aya_ebpf::{macros::cgroup_sock_addr, programs::SockAddrContext};
+use aya_ebpf::{bindings::bpf_sock_addr, macros::cgroup_sock_addr, programs::SockAddrContext};
 use core::ptr::{addr_of, read_volatile, write_volatile};
 use portcullis_ebpf::{AF_INET, AF_INET6};
 
@@ -8,7 +8,19 @@ use crate::{ALLOW, maps};
 
 #[cgroup_sock_addr(getpeername4)]
 pub fn getpeername4(cx: SockAddrContext) -> i32 {
-    let ctx = cx.sock_addr;
+    show4(cx.sock_addr);
+    ALLOW
+}
+
+#[cgroup_sock_addr(getpeername6)]
+pub fn getpeername6(cx: SockAddrContext) -> i32 {
+    show6(cx.sock_addr);
+    ALLOW
+}
+
+/// Puts the address that an IPv4 socket asked for in the place of the enforcer's.
+#[inline(always)]
+pub fn show4(ctx: *mut bpf_sock_addr) {
     // SAFETY: `ctx` is the program's context.
     let sk = unsafe { read_volatile(addr_of!((*ctx).__bindgen_anon_1.sk)) };
     if !sk.is_null()
@@ -22,13 +34,12 @@ pub fn getpeername4(cx: SockAddrContext) -> i32 {
             write_volatile(&raw mut (*ctx).user_port, u32::from((origin.port as u16).to_be()));
         }
     }
-    ALLOW
 }
 
-#[cgroup_sock_addr(getpeername6)]
-pub fn getpeername6(cx: SockAddrContext) -> i32 {
-    let ctx = cx.sock_addr;
-    // SAFETY: as in `getpeername4`.
+/// The same for an IPv6 socket.
+#[inline(always)]
+pub fn show6(ctx: *mut bpf_sock_addr) {
+    // SAFETY: as in `show4`.
     let sk = unsafe { read_volatile(addr_of!((*ctx).__bindgen_anon_1.sk)) };
     if !sk.is_null()
         // SAFETY: `sk` is the context's socket, not null.
@@ -44,5 +55,4 @@ pub fn getpeername6(cx: SockAddrContext) -> i32 {
             write_volatile(&raw mut (*ctx).user_port, u32::from((origin.port as u16).to_be()));
         }
     }
-    ALLOW
 }

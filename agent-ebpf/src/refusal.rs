@@ -4,12 +4,15 @@
 
 use aya_ebpf::{
     bindings::BPF_ANY,
+    btf_maps::LruHashMap,
     helpers::generated::{
         bpf_get_current_cgroup_id, bpf_get_current_comm, bpf_get_current_pid_tgid, bpf_get_current_uid_gid,
         bpf_ktime_get_ns,
     },
 };
-use portcullis_ebpf::{REPORT_WINDOW_NS, REPORTS_PER_WINDOW, RawRefusal, Reason, Reporting, UNIX_PATH_ROOM, UnixPath};
+use portcullis_ebpf::{
+    MAX_REPORTING, REPORT_WINDOW_NS, REPORTS_PER_WINDOW, RawRefusal, Reason, Reporting, UNIX_PATH_ROOM, UnixPath,
+};
 
 use crate::maps;
 
@@ -76,9 +79,9 @@ fn count(reason: Reason) {
 #[inline(always)]
 fn report(reason: Reason, cgroup_id: u64, task: Task, attempt: &Attempt, path: Option<&[u8; UNIX_PATH_ROOM]>) {
     count(reason);
-    let Some(reporting) = reporting(cgroup_id) else { return };
+    let Some(reporting) = lately(&maps::REPORTING, cgroup_id) else { return };
     // SAFETY: a value of the map. Other CPUs write it too: then a few more or fewer are told or counted as left out.
-    let told = unsafe { take_turn(reporting) };
+    let told = unsafe { take_turn(reporting, REPORTS_PER_WINDOW, REPORT_WINDOW_NS) };
     let entry = if told { maps::REFUSALS.reserve(0) } else { None };
     let Some(mut entry) = entry else {
         // SAFETY: as above.
@@ -121,31 +124,31 @@ fn report(reason: Reason, cgroup_id: u64, task: Task, attempt: &Attempt, path: O
     entry.submit(0);
 }
 
-/// How often a cgroup was told of lately.
+/// How often something of a cgroup happened lately.
 #[inline(always)]
-fn reporting(cgroup_id: u64) -> Option<*mut Reporting> {
-    if let Some(known) = maps::REPORTING.get_ptr_mut(&cgroup_id) {
+pub fn lately(table: &LruHashMap<u64, Reporting, MAX_REPORTING>, cgroup_id: u64) -> Option<*mut Reporting> {
+    if let Some(known) = table.get_ptr_mut(&cgroup_id) {
         return Some(known);
     }
     let new = Reporting { since_ns: 0, told: 0, left_out: 0 };
-    let _ = maps::REPORTING.insert(&cgroup_id, &new, BPF_ANY as u64);
-    maps::REPORTING.get_ptr_mut(&cgroup_id)
+    let _ = table.insert(&cgroup_id, &new, BPF_ANY as u64);
+    table.get_ptr_mut(&cgroup_id)
 }
 
-/// Whether the cgroup may be told of now.
+/// Whether it may happen now, once more.
 ///
 /// # Safety
 /// `reporting` must be a value of the map.
 #[inline(always)]
-unsafe fn take_turn(reporting: *mut Reporting) -> bool {
+pub unsafe fn take_turn(reporting: *mut Reporting, most: u64, window_ns: u64) -> bool {
     // SAFETY: the helper has no precondition; the rest is as above.
     unsafe {
         let now = bpf_ktime_get_ns();
-        if now.wrapping_sub((*reporting).since_ns) >= REPORT_WINDOW_NS {
+        if now.wrapping_sub((*reporting).since_ns) >= window_ns {
             (*reporting).since_ns = now;
             (*reporting).told = 0;
         }
-        if (*reporting).told >= REPORTS_PER_WINDOW {
+        if (*reporting).told >= most {
             return false;
         }
         (*reporting).told += 1;

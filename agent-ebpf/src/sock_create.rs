@@ -1,18 +1,18 @@
-//! `sock_create`: of the internet families, only TCP. UDP, UDP-Lite, ping, raw, SCTP, DCCP and MPTCP sockets never come
-//! to be; some of them would pass every later hook. The kernel asks only for these two families: others are the
-//! launcher's to refuse.
+//! `sock_create`: of the internet families, only TCP, and UDP where the enforcer answers questions for names that come by
+//! it. UDP-Lite, ping, raw, SCTP, DCCP and MPTCP sockets never come to be; some of them would pass every later hook. The
+//! kernel asks only for these two families: others are the launcher's to refuse.
 
-use aya_ebpf::{macros::cgroup_sock, programs::SockContext};
+use aya_ebpf::{helpers::generated::bpf_get_netns_cookie, macros::cgroup_sock, programs::SockContext};
 use core::ptr::{addr_of, read_volatile};
-use portcullis_ebpf::{AF_INET, AF_INET6, Reason};
+use portcullis_ebpf::{AF_INET, AF_INET6, IPPROTO_TCP, IPPROTO_UDP, Reason};
 
 use crate::{
-    ALLOW, REFUSE,
+    ALLOW, REFUSE, maps,
     refusal::{self, Attempt},
 };
 
 const SOCK_STREAM: u32 = 1;
-const IPPROTO_TCP: u32 = 6;
+const SOCK_DGRAM: u32 = 2;
 
 #[cgroup_sock(sock_create)]
 pub fn sock_create(cx: SockContext) -> i32 {
@@ -25,10 +25,18 @@ pub fn sock_create(cx: SockContext) -> i32 {
             read_volatile(addr_of!((*ctx).protocol)),
         )
     };
-    if (family == AF_INET || family == AF_INET6) && kind == SOCK_STREAM && protocol == IPPROTO_TCP {
-        ALLOW
-    } else {
-        refusal::by_task(Reason::Socket, &Attempt::socket(family, kind, protocol));
-        REFUSE
+    let internet = family == AF_INET || family == AF_INET6;
+    if internet && kind == SOCK_STREAM && protocol == IPPROTO_TCP {
+        return ALLOW;
     }
+    if internet && kind == SOCK_DGRAM && protocol == IPPROTO_UDP {
+        // SAFETY: the helper takes the program's context.
+        let netns_cookie = unsafe { bpf_get_netns_cookie(ctx.cast()) };
+        // A socket of the one family may carry the other.
+        if maps::listens(netns_cookie, AF_INET, IPPROTO_UDP) || maps::listens(netns_cookie, AF_INET6, IPPROTO_UDP) {
+            return ALLOW;
+        }
+    }
+    refusal::by_task(Reason::Socket, &Attempt::socket(family, kind, protocol));
+    REFUSE
 }

@@ -1,4 +1,4 @@
-//! Clients in Go and Java, which bring their own TLS, their own idea of whom to trust, and Go its own resolver.
+//! Clients in Go, Java and C, which bring their own TLS, their own idea of whom to trust, or their own resolver.
 
 use std::{
     fs,
@@ -6,7 +6,7 @@ use std::{
     process::{Command, Output, Stdio},
 };
 
-use portcullis_tests::{Daemon, PASSWORD, Server as _, Web};
+use portcullis_tests::{Daemon, PASSWORD, Postgres, SHOP_POLICY, Server as _, Web};
 
 use crate::{
     languages::{run, tools},
@@ -87,7 +87,7 @@ fn by_names_alone(daemon: &Daemon, resolv_conf: &str, command: &Command) -> Comm
 }
 
 #[test]
-fn names_are_asked_for_over_tcp_where_that_can_be_said() {
+fn names_are_found_over_tcp_and_udp() {
     let web = Web::start_http2().unwrap();
     let daemon = Daemon::start(&web, POLICY).unwrap();
     let url = format!("https://localhost:{}", web.port());
@@ -99,17 +99,57 @@ fn names_are_asked_for_over_tcp_where_that_can_be_said() {
         let command = daemon.governed(&client, &[url, "HTTP/2.0"]).unwrap();
         text(&by_names_alone(&daemon, resolv_conf, &command).output().unwrap())
     };
-    for (cgo, resolv_conf) in [("1", plain), ("0", over_tcp)] {
+    for (cgo, resolv_conf) in [("1", plain), ("0", over_tcp), ("0", plain)] {
         assert_eq!(ask(cgo, resolv_conf, &url), "ok\n", "{cgo}: {}", daemon.log());
         assert!(ask(cgo, resolv_conf, "https://evil.example").contains("no such host"), "{cgo}");
     }
-    // Go's own resolver says at once that it may not ask over UDP.
-    let said = ask("0", plain, &url);
-    assert!(said.contains("dial udp 192.0.2.53:53") && said.contains("operation not permitted"), "{said}");
     let command = daemon.governed("java", &[&java_file(&daemon), &url, "HTTP_2", "HTTP_2"]).unwrap();
     let output = by_names_alone(&daemon, plain, &command).env("JAVA_TOOL_OPTIONS", "-Dmine=kept").output().unwrap();
     assert_eq!(String::from_utf8_lossy(&output.stdout), "ok\n", "{}{}", text(&output), daemon.log());
     assert!(record(&daemon).contains("dns evil.example"), "{}", record(&daemon));
+}
+
+/// A client with musl's resolver, which asks over UDP alone: resolves, connects, and asks whether TLS is spoken.
+const MUSL: &str = r#"
+#include <netdb.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <unistd.h>
+int main(int count, char **arguments) {
+    struct addrinfo hints = { .ai_socktype = SOCK_STREAM }, *found;
+    int failed = getaddrinfo(arguments[1], arguments[2], &hints, &found);
+    if (failed) return printf("%s\n", gai_strerror(failed)), 1;
+    int fd = socket(found->ai_family, SOCK_STREAM, 0);
+    if (connect(fd, found->ai_addr, found->ai_addrlen)) return perror("connect"), 1;
+    char answer = '-';
+    write(fd, "\0\0\0\10\4\322\26\57", 8);
+    read(fd, &answer, 1);
+    return printf("%c\n", answer), 0;
+}
+"#;
+
+#[test]
+fn musl_finds_names_over_udp_and_connects() {
+    let server = Postgres::start().unwrap();
+    let daemon = Daemon::start(&server, &SHOP_POLICY.replace("127.0.0.1:", "localhost:")).unwrap();
+    let client = daemon.path("musl-client").display().to_string();
+    let source = daemon.path("musl.c");
+    fs::write(&source, MUSL).unwrap();
+    let built = Command::new("musl-gcc").args(["-static", "-O1", "-o", &client]).arg(&source).output().unwrap();
+    assert!(built.status.success(), "{}", text(&built));
+    let ask = |resolv_conf: &str, host: &str| {
+        let command = daemon.governed(&client, &[host, &server.port.to_string()]).unwrap();
+        text(&by_names_alone(&daemon, resolv_conf, &command).output().unwrap())
+    };
+    // Name servers that do not exist, of either family, and what the host's own often is.
+    for servers in
+        ["nameserver 192.0.2.53\n", "nameserver 192.0.2.53\nnameserver 2001:db8::53\n", "nameserver 127.0.0.53\n"]
+    {
+        assert_eq!(ask(servers, "localhost"), "S\n", "{servers}: {}", daemon.log());
+        assert_eq!(ask(servers, "evil.example"), "Name does not resolve\n", "{servers}");
+    }
+    assert!(record(&daemon).contains("dns evil.example AAAA"), "{}", record(&daemon));
 }
 
 #[test]

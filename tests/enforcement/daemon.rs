@@ -142,10 +142,10 @@ fn what_the_kernel_and_the_policy_refuse_is_on_record_with_session_and_process()
                   def refused(what):\n    try: what()\n    except OSError: return\n    raise SystemExit('not refused')\n\
                   unlisted = socket.create_connection(('127.0.0.1', 9))\n\
                   assert unlisted.recv(1) == b''\n\
-                  refused(lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM))\n\
+                  refused(lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM, 136))\n\
                   refused(lambda: socket.socket().bind(('0.0.0.0', 7777)))\n\
                   refused(lambda: socket.socket(socket.AF_UNIX).connect('/run/docker.sock'))\n\
-                  for _ in range(500): refused(lambda: socket.socket(socket.AF_INET6, socket.SOCK_DGRAM))\n\
+                  for _ in range(500): refused(lambda: socket.socket(socket.AF_INET6, socket.SOCK_DGRAM, 136))\n\
                   print(os.getpid())";
     let output = daemon.governed("python3", &["-c", script]).expect("a command").output().expect("it runs");
     assert!(output.status.success(), "{}", text(&output));
@@ -173,7 +173,7 @@ fn what_the_kernel_and_the_policy_refuse_is_on_record_with_session_and_process()
         let found = refusals();
         let wanted = [
             "127.0.0.1:9: no upstream of the policy has this address",
-            "UDP socket: only TCP sockets are made",
+            "UDP-Lite socket: only TCP sockets are made",
             "bind to 0.0.0.0:7777: nothing is offered to others from a session",
             "unix socket /run/docker.sock: the policy does not list it",
         ];

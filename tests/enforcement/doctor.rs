@@ -49,11 +49,10 @@ fn a_healthy_host_is_closed() {
         // Older kernels cannot all of it, and that is named.
         assert_eq!(finding.grade, Grade::Cannot, "{finding:?}");
         let lacks = |what: &str| finding.fix.as_ref().is_some_and(|lacks| lacks.contains(what));
-        let is_known = (!kernel_can_all() && lacks("Linux 6."))
-            || (!kernel_takes_lsm() && lacks("lsm="))
-            || (finding.check == "names" && lacks("options use-vc"));
+        let is_known = (!kernel_can_all() && lacks("Linux 6.")) || (!kernel_takes_lsm() && lacks("lsm="));
         assert!(is_known, "{finding:?}");
     }
+    assert_eq!(named(&findings, "names").grade, Grade::Closed);
     let tried: usize = findings.iter().filter_map(|finding| finding.attempts).sum();
     assert!(tried >= 400, "{tried}");
     // What the security module alone closes is closed, or named with what is lacking.

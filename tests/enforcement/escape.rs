@@ -63,7 +63,7 @@ def judge(p):
     elif kind == b'\x86\xdd' and len(body) >= 40:
         to, protocol, rest = body[24:40], body[6], body[40:40 + int.from_bytes(body[4:6], 'big')]
     if protocol in (6, 17) and len(rest) >= 4: ports_of = struct.unpack('!HH', rest[:4])
-    if protocol == 6 and ports_of and any(str(p) in enforcer for p in ports_of): return None
+    if ports_of and any(str(p) in enforcer for p in ports_of) and (protocol == 6 or to in here): return None
     at = p.find(marker)
     number = p[at + len(marker):][:5] if at >= 0 else b''
     if len(number) == 5 and number.isdigit():

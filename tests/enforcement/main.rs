@@ -12,6 +12,7 @@ mod helper;
 mod limits;
 mod load;
 mod lsm;
+mod names;
 mod own_user;
 mod redirect;
 mod refused;

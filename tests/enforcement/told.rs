@@ -21,12 +21,13 @@ fn every_reason_is_counted_and_told_in_words() {
     let mut world = World::new();
     let cgroup = world.id("agents/one").to_string();
     let unknown = world.id("agents/two").to_string();
+    const UDP: &str = "UDP socket: only TCP sockets are made where names are not answered over UDP";
     let nothing = std::path::Path::new("/nonexistent/socket");
     let path = nothing.to_str().expect("text");
     assert_eq!(world.tell("refusals"), "");
     assert_eq!(world.tell("refused"), "");
     for (session, action, reason, words) in [
-        ("one", &["socket", "2", "2", "17", "1"][..], "socket", "UDP socket: only TCP sockets are made"),
+        ("one", &["socket", "2", "2", "17", "1"][..], "socket", UDP),
         ("one", &["socket", "10", "3", "58", "1"], "socket", "raw (58) socket: only TCP sockets are made"),
         ("one", &["socket", "2", "1", "262", "1"], "socket", "MPTCP socket: only TCP sockets are made"),
         (

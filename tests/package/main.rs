@@ -51,12 +51,17 @@ fn a_unit_with_the_drop_in_is_governed() {
          try: socket.create_connection(('127.0.0.1', {})).recv(1); print('answered')\n\
          except OSError as e: print(e)\n\
          print(subprocess.run(['psql', '-XAt', 'host=127.0.0.1 port={} dbname=shop user=x', '-c', 'SELECT 42'],\n\
-         \x20                    capture_output=True, text=True))",
+         \x20                    capture_output=True, text=True))\n\
+         names = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); names.settimeout(20)\n\
+         names.sendto(b'\\0\\7\\1\\0\\0\\1\\0\\0\\0\\0\\0\\0\\1x\\0\\0\\1\\0\\1', ('192.0.2.53', 53))\n\
+         print('named', names.recv(512)[3] & 15)",
         host.direct().port(),
         host.server().port
     );
     let ran = run_unit(&program, "");
     assert!(ran.is_well && ran.said.contains("stdout='42\\n'"), "{ran:?}");
+    // By the socket that systemd holds: this name does not exist.
+    assert!(ran.said.contains("named 3"), "{ran:?}");
     assert_eq!(host.reached(), 0, "{ran:?}");
 }
 

@@ -33,6 +33,7 @@ const PACKAGES: &[&str] = &[
     "python3-venv",
     "nodejs",
     "golang-go",
+    "musl-tools",
     "openjdk-17-jdk-headless",
 ];
 

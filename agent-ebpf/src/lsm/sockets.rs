@@ -1,7 +1,7 @@
 //! Which sockets a governed task makes, and which it uses: of any family but unix sockets, those made in its own session.
 
 use aya_ebpf::{macros::lsm, programs::LsmContext};
-use portcullis_ebpf::{AF_INET, AF_INET6, LsmPlaces, Reason};
+use portcullis_ebpf::{AF_INET, AF_INET6, IPPROTO_TCP, IPPROTO_UDP, LsmPlaces, Reason};
 
 use super::{AF_UNIX, EAFNOSUPPORT, EPERM, PASS, arguments, belongs, governed_task, read};
 use crate::{
@@ -13,8 +13,6 @@ const AF_NETLINK: u32 = 16;
 const NETLINK_ROUTE: u32 = 0;
 const SOCK_STREAM: u32 = 1;
 const SOCK_DGRAM: u32 = 2;
-const IPPROTO_TCP: u32 = 6;
-const IPPROTO_UDP: u32 = 17;
 
 #[lsm(hook = "socket_create")]
 pub fn lsm_socket_create(cx: LsmContext) -> i32 {
@@ -43,6 +41,10 @@ pub fn lsm_socket_create(cx: LsmContext) -> i32 {
         return EAFNOSUPPORT;
     }
     if kind == SOCK_STREAM && (protocol == 0 || protocol == IPPROTO_TCP) {
+        return PASS;
+    }
+    // The cgroup's hook says whether the enforcer answers there.
+    if kind == SOCK_DGRAM && named == IPPROTO_UDP {
         return PASS;
     }
     refusal::by_task(Reason::Socket, &attempt);

@@ -7,6 +7,7 @@ use std::{
     fmt,
     io::{self, IsTerminal},
     net::SocketAddr,
+    path::PathBuf,
     sync::{Arc, Mutex, atomic::AtomicU64},
     time::{Duration, Instant},
 };
@@ -31,7 +32,9 @@ use super::{
     namespaces::Namespaces,
     place::{self, Place},
     policies::{self, Policies},
-    privileges, refusals, supervisor,
+    privileges, refusals,
+    resolver::Resolver,
+    supervisor,
     trust::{self, Trust},
 };
 use crate::{
@@ -40,7 +43,7 @@ use crate::{
     control::peer::Fence,
     hold::{HoldSettings, HoldStore},
     identity::Sessions,
-    net::{self, Net},
+    net::{self, Net, handed::Sockets},
     record::{Event, RecordSettings, Recorder},
     secrets::Secrets,
     session::House,
@@ -67,10 +70,10 @@ pub(super) fn run(settings: Settings) -> miette::Result<Ended> {
         return Err(miette!(help = "run it with sudo, or start the service", "the daemon must be started by root"));
     }
     logging(&settings.log.filter, settings.log.format)?;
-    let Some(listeners) = listening::take()? else {
+    let Some(sockets) = listening::take()? else {
         // First its cgroup: the sockets belong to it for good.
         place::own_cgroup(&settings)?;
-        return supervisor::run(&listening::make(&settings)?);
+        return supervisor::run(listening::make(&settings)?);
     };
     if std::env::var_os(net::handed::VARIABLE).is_some() {
         // Whoever takes the supervisor's place makes sockets of its own.
@@ -87,7 +90,7 @@ pub(super) fn run(settings: Settings) -> miette::Result<Ended> {
             "the policies are not valid:\n{rendered}"
         )
     })?;
-    let place = Place::prepare(&settings, listeners, &user)?;
+    let place = Place::prepare(&settings, sockets, &user)?;
     let policies = if user.is_root() {
         policies
     } else {
@@ -105,7 +108,7 @@ pub(super) fn run(settings: Settings) -> miette::Result<Ended> {
 }
 
 async fn serve(settings: Arc<Settings>, policies: crate::policy::PolicySet, place: Place) -> miette::Result<Ended> {
-    let Place { own, root, listeners, addresses, helper, control, pins } = place;
+    let Place { own, root, sockets: Sockets { listeners, resolvers }, addresses, helper, control, pins } = place;
     let trust = Arc::new(Trust::begin(&settings, &policies)?);
 
     let recorder = Recorder::open(&record_settings(&settings)).into_diagnostic().wrap_err_with(|| {
@@ -119,7 +122,8 @@ async fn serve(settings: Arc<Settings>, policies: crate::policy::PolicySet, plac
     let journal = Arc::new(journal::HoldJournal { recorder: recorder.clone(), sessions: sessions.clone() });
     let holds = HoldStore::with_journal(hold_settings, journal);
 
-    let kernel = Arc::new(open_kernel(place::kernel_settings(&settings, &root), pins, &own, &listeners, &addresses)?);
+    let (kernel, home) = open_kernel(place::kernel_settings(&settings, &root), pins, &own, &listeners, &addresses)?;
+    let kernel = Arc::new(kernel);
     let governor = Arc::new(Governor::new(root, own, kernel.clone(), helper.clone()));
 
     let network = Arc::new(Net::new(trust.ca().clone()));
@@ -147,9 +151,13 @@ async fn serve(settings: Arc<Settings>, policies: crate::policy::PolicySet, plac
         answered: crate::session::Answered::default(),
         compiled: Mutex::default(),
     });
+    let stop_accepting = CancellationToken::new();
+    let resolver = Arc::new(Resolver::new(house.clone(), kernel.clone(), helper.clone()));
+    for socket in listening::at_home(resolvers, &home) {
+        resolver.serve(socket, CancellationToken::new()).into_diagnostic()?;
+    }
     kernel.heartbeat().into_diagnostic()?;
     governor.govern(&house.policies.load())?;
-    let stop_accepting = CancellationToken::new();
     let serve = {
         let (house, kernel, helper, limit) =
             (house.clone(), kernel.clone(), helper.clone(), settings.limits.connections);
@@ -171,7 +179,13 @@ async fn serve(settings: Arc<Settings>, policies: crate::policy::PolicySet, plac
             });
             Ok(())
         };
-        Arc::new(Namespaces::new(kernel.clone(), governor.clone(), Box::new(elsewhere), stop_accepting.clone()))
+        Arc::new(Namespaces::new(
+            kernel.clone(),
+            governor.clone(),
+            Box::new(elsewhere),
+            resolver.clone(),
+            stop_accepting.clone(),
+        ))
     };
     let lifecycle = Arc::new(Lifecycle::new(house.clone(), governor.clone(), settings.clone(), namespaces));
     lifecycle.adopt(&restored.adopted, &restored.lost);
@@ -182,6 +196,7 @@ async fn serve(settings: Arc<Settings>, policies: crate::policy::PolicySet, plac
     spawn_upkeep(&house, &lifecycle, &governor, &kernel, &settings, &problems, &stop);
     tokio::spawn(watch_policies(policies.clone()));
     spawn_until(&stop, trust::keep(trust, house.clone()));
+    spawn_until(&stop, resolver.clone().run());
     let claims = Claims::new(house.clone(), governor.clone(), lifecycle.clone());
     spawn_until(&stop, async move { claims.run().await });
 
@@ -198,6 +213,7 @@ async fn serve(settings: Arc<Settings>, policies: crate::policy::PolicySet, plac
             Arc::new(move || problems.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone())
         },
         kernel: kernel.clone(),
+        resolver: resolver.clone(),
         ready_at: Instant::now(),
         last_barred: Mutex::default(),
     });
@@ -385,7 +401,7 @@ fn open_kernel(
     own: &str,
     listeners: &[std::net::TcpListener],
     addresses: &[SocketAddr],
-) -> miette::Result<Kernel> {
+) -> miette::Result<(Kernel, PathBuf)> {
     let kernel = Kernel::open_in(&settings, pins).into_diagnostic().wrap_err("the kernel side cannot be loaded")?;
     let root = &settings.cgroup_root;
     let v4 = addresses.iter().find_map(|a| if let SocketAddr::V4(v4) = a { Some(*v4) } else { None });
@@ -397,7 +413,7 @@ fn open_kernel(
         .set_enforcer(v4, v6, &[&home, &own])
         .and_then(|()| listeners.iter().try_for_each(|listener| kernel.add_listener(listener)));
     taken.into_diagnostic().wrap_err("the kernel side did not take our listeners")?;
-    Ok(kernel)
+    Ok((kernel, home))
 }
 
 fn record_settings(settings: &Settings) -> RecordSettings {

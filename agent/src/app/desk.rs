@@ -9,7 +9,7 @@ use std::{
 
 use tokio::sync::broadcast::error::RecvError;
 
-use super::{evidence, governor::Governor, lifecycle::Lifecycle, policies::Policies};
+use super::{evidence, governor::Governor, lifecycle::Lifecycle, policies::Policies, resolver::Resolver};
 use crate::{
     action::ProcessFacts,
     bpf::{Kernel, Problem, Remedy},
@@ -41,6 +41,7 @@ pub(super) struct ControlDesk {
     pub(super) listen: Vec<String>,
     pub(super) problems: Arc<dyn Fn() -> Vec<String> + Send + Sync>,
     pub(super) kernel: Arc<Kernel>,
+    pub(super) resolver: Arc<Resolver>,
     pub(super) ready_at: Instant,
     pub(super) last_barred: Mutex<Option<Instant>>,
 }
@@ -334,6 +335,7 @@ impl ControlDesk {
             heartbeat_ms: heartbeat.map(|age| u64::try_from(age.as_millis()).unwrap_or(u64::MAX)),
             problems: found.iter().map(view).collect(),
             no_lsm: self.kernel.no_lsm().map(str::to_owned),
+            names: self.resolver.reach(),
         })
     }
 

@@ -1,8 +1,9 @@
-//! The sockets that governed connections arrive at: made here, or handed over by whoever holds them.
+//! The sockets that governed connections arrive at, and that names are answered from: made here, or handed over by whoever
+//! holds them.
 
 use std::{
     io,
-    net::{SocketAddr, TcpListener},
+    net::{SocketAddr, TcpListener, UdpSocket},
     os::fd::AsRawFd,
     path::{Path, PathBuf},
 };
@@ -12,26 +13,37 @@ use nix::sys::socket::{self, AddressFamily, Backlog, SockFlag, SockType, Sockadd
 
 use crate::{
     config::{Settings, cgroup},
-    net::handed,
+    identity,
+    net::{
+        deaf,
+        handed::{self, Sockets},
+    },
 };
 
 /// Connections that the kernel keeps while we are busy.
 const BACKLOG: i32 = 1024;
 
 /// Makes the sockets that the settings ask for.
-pub(super) fn make(settings: &Settings) -> miette::Result<Vec<TcpListener>> {
-    let mut all = vec![listen(settings.listen.v4.into())?];
-    if let Some(v6) = settings.listen.v6 {
-        all.push(listen(v6.into())?);
+pub(super) fn make(settings: &Settings) -> miette::Result<Sockets> {
+    let mut all = Sockets::default();
+    for address in [Some(settings.listen.v4.into()), settings.listen.v6.map(SocketAddr::from)].into_iter().flatten() {
+        let listener = listen(address)?;
+        let address = listener.local_addr().into_diagnostic()?;
+        all.listeners.push(listener);
+        match deaf::bind(address) {
+            Ok(resolver) => all.resolvers.push(resolver),
+            Err(error) => tracing::warn!("names are not answered over UDP: no socket at {address}: {error}"),
+        }
     }
     Ok(all)
 }
 
 /// Takes the sockets that were handed to this process; `None` if it was given none.
-pub(super) fn take() -> miette::Result<Option<Vec<TcpListener>>> {
-    let listeners = handed::take().into_diagnostic().wrap_err("the listening sockets cannot be taken over")?;
-    for listener in &listeners {
-        let address = listener.local_addr().into_diagnostic()?;
+pub(super) fn take() -> miette::Result<Option<Sockets>> {
+    let sockets = handed::take().into_diagnostic().wrap_err("the listening sockets cannot be taken over")?;
+    let addresses = sockets.listeners.iter().map(TcpListener::local_addr);
+    let addresses: Vec<SocketAddr> = addresses.collect::<io::Result<_>>().into_diagnostic()?;
+    for address in &addresses {
         if !address.ip().is_loopback() {
             return Err(miette!(
                 help = "set ListenStream= to loopback addresses, as in deploy/portcullis.socket",
@@ -39,7 +51,36 @@ pub(super) fn take() -> miette::Result<Option<Vec<TcpListener>>> {
             ));
         }
     }
-    Ok((!listeners.is_empty()).then_some(listeners))
+    for resolver in &sockets.resolvers {
+        let address = resolver.local_addr().into_diagnostic()?;
+        if !addresses.contains(&address) {
+            return Err(miette!(
+                help = "set ListenDatagram= to the addresses of ListenStream=, as in deploy/portcullis.socket",
+                "a UDP socket was handed over for {address}, where there is no TCP socket"
+            ));
+        }
+    }
+    Ok((!addresses.is_empty()).then_some(sockets))
+}
+
+/// Those of the UDP sockets that were made where the others were: our hook there sees them close. Names are answered over
+/// UDP by no others.
+pub(super) fn at_home(resolvers: Vec<UdpSocket>, home: &Path) -> Vec<UdpSocket> {
+    let Ok(home) = identity::cgroup_id(home) else { return Vec::new() };
+    let is_there = |resolver: &UdpSocket| match handed::cgroup_of_resolver(resolver) {
+        Ok(id) if id == home => true,
+        Ok(_) => {
+            tracing::warn!("names are not answered over UDP: its socket was made in another cgroup than the listeners");
+            false
+        }
+        Err(error) => {
+            tracing::warn!(
+                "names are not answered over UDP: the kernel does not tell where its socket was made: {error}"
+            );
+            false
+        }
+    };
+    resolvers.into_iter().filter(is_there).collect()
 }
 
 /// The cgroup that the sockets belong to: that of whoever made them. Our hook on accepted connections must be there.

@@ -23,6 +23,7 @@ mod place;
 mod policies;
 mod privileges;
 mod refusals;
+mod resolver;
 mod supervisor;
 mod trust;
 mod uids;

@@ -15,7 +15,7 @@ use std::{
 use miette::{IntoDiagnostic, WrapErr};
 use tokio_util::sync::CancellationToken;
 
-use super::governor::Governor;
+use super::{governor::Governor, resolver::Resolver};
 use crate::{bpf::Kernel, identity::Session, net::namespace::NamespaceId};
 
 /// Starts to serve a listener, until the token is cancelled.
@@ -26,6 +26,7 @@ pub(super) struct Namespaces {
     kernel: Arc<Kernel>,
     governor: Arc<Governor>,
     serve: Box<Serve>,
+    resolver: Arc<Resolver>,
     stop: CancellationToken,
     others: Mutex<BTreeMap<NamespaceId, Other>>,
 }
@@ -44,9 +45,10 @@ impl Namespaces {
         kernel: Arc<Kernel>,
         governor: Arc<Governor>,
         serve: Box<Serve>,
+        resolver: Arc<Resolver>,
         stop: CancellationToken,
     ) -> Self {
-        Self { kernel, governor, serve, stop, others: Mutex::default() }
+        Self { kernel, governor, serve, resolver, stop, others: Mutex::default() }
     }
 
     /// Listens in the namespace of a process that has just been moved into its session, if it is another one. May block.
@@ -106,9 +108,12 @@ impl Namespaces {
         let made = made.into_diagnostic().wrap_err("no listener of the privileged helper's")?;
         let stop = self.stop.child_token();
         let undo = stop.clone().drop_guard();
-        for listener in made {
+        for listener in made.listeners {
             self.kernel.add_listener(&listener).into_diagnostic()?;
             (self.serve)(listener, stop.clone()).into_diagnostic()?;
+        }
+        for socket in made.resolvers {
+            self.resolver.serve(socket, stop.clone()).into_diagnostic()?;
         }
         undo.disarm();
         Ok(stop)

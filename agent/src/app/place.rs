@@ -21,6 +21,7 @@ use crate::{
     bpf::{KernelSettings, Pins},
     config::{Settings, cgroup},
     control::server::Server,
+    net::handed::Sockets,
 };
 
 /// Where a daemon is, and what it has.
@@ -29,7 +30,7 @@ pub(super) struct Place {
     pub(super) own: String,
     /// Mount of the cgroup2 tree.
     pub(super) root: PathBuf,
-    pub(super) listeners: Vec<TcpListener>,
+    pub(super) sockets: Sockets,
     pub(super) addresses: Vec<SocketAddr>,
     pub(super) helper: Arc<Helper>,
     pub(super) control: Server,
@@ -38,10 +39,10 @@ pub(super) struct Place {
 
 impl Place {
     /// Makes all of it, for a daemon that is to be this user. Needs root, and a process of a single thread.
-    pub(super) fn prepare(settings: &Settings, listeners: Vec<TcpListener>, user: &OwnUser) -> miette::Result<Self> {
+    pub(super) fn prepare(settings: &Settings, sockets: Sockets, user: &OwnUser) -> miette::Result<Self> {
         let (own, root) = own_cgroup(settings)?;
         let addresses: Vec<SocketAddr> =
-            listeners.iter().map(TcpListener::local_addr).collect::<io::Result<_>>().into_diagnostic()?;
+            sockets.listeners.iter().map(TcpListener::local_addr).collect::<io::Result<_>>().into_diagnostic()?;
         let socket = settings.control_socket();
         let setup = helper::Setup::new(settings, &root, Server::bound_at(&socket), addresses.clone());
         // Before there is a secret in this process.
@@ -66,7 +67,7 @@ impl Place {
         if user.is_root() {
             keep_from_others(&settings.state_dir)?;
         }
-        Ok(Self { own, root, listeners, addresses, helper, control, pins })
+        Ok(Self { own, root, sockets, addresses, helper, control, pins })
     }
 
     /// Leaves root behind for good.

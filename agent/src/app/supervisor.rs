@@ -1,4 +1,4 @@
-//! The process that holds the listening sockets and keeps the daemon running.
+//! The process that holds the daemon's sockets and keeps the daemon running.
 //!
 //! Were the daemon to hold them alone, anybody could take its port while it is dead, and would be sent what its clients
 //! say in the seconds before the heartbeat is missed. So where no service manager hands sockets over, this small process
@@ -24,7 +24,7 @@ use tokio::{
 };
 
 use super::daemon::Ended;
-use crate::net::handed;
+use crate::net::handed::{self, Sockets};
 
 /// A daemon that lived so long was well when it started: it is started again whatever ends it.
 const WELL: Duration = Duration::from_secs(5);
@@ -33,13 +33,14 @@ const SHORTEST: Duration = Duration::from_millis(100);
 const LONGEST: Duration = Duration::from_secs(5);
 
 /// Runs daemons one after the other on these sockets, until one ends by itself or we are told to end.
-pub(super) fn run(listeners: &[std::net::TcpListener]) -> miette::Result<Ended> {
+pub(super) fn run(sockets: Sockets) -> miette::Result<Ended> {
     // Where the program lies, not what it is: after an upgrade the new one is started.
     let program = std::env::current_exe().into_diagnostic().wrap_err("where this program lies cannot be told")?;
+    let held = sockets.into_descriptors();
     let mut numbers = Vec::new();
-    for listener in listeners {
-        fcntl(listener, FcntlArg::F_SETFD(FdFlag::empty())).into_diagnostic()?;
-        numbers.push(listener.as_raw_fd().to_string());
+    for socket in &held {
+        fcntl(socket, FcntlArg::F_SETFD(FdFlag::empty())).into_diagnostic()?;
+        numbers.push(socket.as_raw_fd().to_string());
     }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().into_diagnostic()?;
     runtime.block_on(supervise(&program, &numbers.join(",")))

@@ -35,7 +35,7 @@ pub(super) const REDIRECTS: [u32; 2] = [10, 11];
 
 /// The hooks of a governed cgroup, in the order of attaching: first the roads are closed, then the one is opened, so
 /// that a failure half-way leaves a cgroup that reaches nothing.
-pub(super) const GOVERNED: [Hook; 13] = [
+pub(super) const GOVERNED: [Hook; 15] = [
     hook("egress", 1),
     hook("ingress", 0),
     hook("sock_create", 2),
@@ -44,6 +44,8 @@ pub(super) const GOVERNED: [Hook; 13] = [
     hook("setsockopt", 22),
     hook("bind4", 8),
     hook("bind6", 9),
+    hook("recvmsg4", 19),
+    hook("recvmsg6", 20),
     hook("getpeername4", 29),
     hook("getpeername6", 30),
     hook("carry", 3),

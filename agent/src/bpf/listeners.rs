@@ -1,10 +1,15 @@
-//! Where the enforcer listens: network namespaces and families. An entry lives as long as its socket, which the kernel
+//! Where the enforcer has sockets: network namespaces, families and protocols. An entry lives as long as its socket, which the kernel
 //! sees to.
 
-use std::{io, net::TcpListener, os::fd::AsFd, sync::Mutex};
+use std::{
+    io,
+    net::SocketAddr,
+    os::fd::{AsFd, AsRawFd},
+    sync::Mutex,
+};
 
 use aya::maps::{HashMap, MapData, MapError, SkStorage};
-use portcullis_ebpf::{AF_INET, AF_INET6, Listener};
+use portcullis_ebpf::{AF_INET, AF_INET6, IPPROTO_TCP, IPPROTO_UDP, Listener};
 
 use super::{
     BpfError,
@@ -15,6 +20,15 @@ use super::{
 /// Names of the two maps.
 pub(super) const TABLE: &str = "LISTENERS";
 pub(super) const STORAGE: &str = "LISTENING";
+
+/// What a socket is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Protocol {
+    /// Connections.
+    Tcp,
+    /// Questions for names.
+    Udp,
+}
 
 pub(super) struct Listeners {
     /// To the socket's cookie.
@@ -38,15 +52,25 @@ impl Listeners {
         Ok(())
     }
 
-    pub(super) fn add(&self, listener: &TcpListener) -> Result<(), BpfError> {
+    /// Adds a socket with this address.
+    pub(super) fn add(
+        &self,
+        socket: &(impl AsFd + AsRawFd),
+        address: SocketAddr,
+        protocol: Protocol,
+    ) -> Result<(), BpfError> {
         let asked = |source: io::Error| BpfError::Socket(source);
-        let family = if listener.local_addr().map_err(asked)?.is_ipv4() { AF_INET } else { AF_INET6 };
-        let netns_cookie = sys::netns_cookie(listener.as_fd()).map_err(asked)?;
-        let cookie = sys::socket_cookie(listener.as_fd()).map_err(asked)?;
-        let key = Listener { netns_cookie, family, pad: 0 };
+        let family = if address.is_ipv4() { AF_INET } else { AF_INET6 };
+        let netns_cookie = sys::netns_cookie(socket.as_fd()).map_err(asked)?;
+        let cookie = sys::socket_cookie(socket.as_fd()).map_err(asked)?;
+        let protocol = match protocol {
+            Protocol::Tcp => IPPROTO_TCP,
+            Protocol::Udp => IPPROTO_UDP,
+        };
+        let key = Listener { netns_cookie, family, protocol };
         // First what ends it, then the entry.
         let failed = |map| move |source: MapError| BpfError::Map { map, source };
-        lock(&self.storage).insert(listener, key, 0).map_err(failed(STORAGE))?;
+        lock(&self.storage).insert(socket, key, 0).map_err(failed(STORAGE))?;
         lock(&self.table).insert(key, cookie, 0).map_err(failed(TABLE))
     }
 

@@ -6,12 +6,14 @@ use aya::{
     Ebpf, Pod,
     maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, RingBuf, SkStorage},
 };
-use portcullis_ebpf::{Enforcer, RawOrigin, Reason, Reporting, Tuple, UnixPlaces};
+use portcullis_ebpf::{Enforcer, RawAnswer, RawOrigin, Reason, Reporting, Tuple, UnixPlaces};
 
 use super::{
     BpfError,
     listeners::{self, Listeners},
-    lsm, unix,
+    lsm,
+    names::{self, Answers},
+    unix,
 };
 
 /// Each behind what its use needs.
@@ -29,11 +31,14 @@ pub(super) struct Maps {
     pub(super) lsm: lsm::Maps,
     /// Until somebody reads it.
     pub(super) refusals: Mutex<Option<RingBuf<MapData>>>,
+    /// As above.
+    pub(super) questions: Mutex<Option<RingBuf<MapData>>>,
+    pub(super) answers: Answers,
 }
 
 impl Maps {
     /// Every map of the object; all are pinned.
-    pub(super) const NAMES: [&str; 15] = [
+    pub(super) const NAMES: [&str; 18] = [
         "ENFORCER",
         "HEARTBEAT",
         "SESSIONS",
@@ -49,6 +54,9 @@ impl Maps {
         lsm::GOVERNED,
         lsm::PLACES,
         lsm::CALLS,
+        names::QUESTIONS,
+        names::ANSWERS,
+        names::ASKING,
     ];
 
     /// From the object that they were loaded with.
@@ -69,6 +77,9 @@ impl Maps {
             governed,
             lsm_places,
             calls,
+            questions,
+            answers,
+            _,
         ] = Self::NAMES;
         Ok(Self {
             enforcer: Mutex::new(take(object, enforcer, Array::try_from)?),
@@ -90,6 +101,8 @@ impl Maps {
                 take(object, calls, PerCpuArray::try_from)?,
             ),
             refusals: Mutex::new(Some(take(object, refusals, RingBuf::try_from)?)),
+            questions: Mutex::new(Some(take(object, questions, RingBuf::try_from)?)),
+            answers: Answers::new(take(object, answers, HashMap::try_from)?),
         })
     }
 
@@ -184,4 +197,5 @@ const _: fn() = || {
     fn plain<T: Pod>() {}
     plain::<Enforcer>();
     plain::<RawOrigin>();
+    plain::<RawAnswer>();
 };

@@ -20,28 +20,33 @@ mod hooks;
 mod listeners;
 mod lsm;
 mod maps;
+mod names;
 mod origin;
+mod own;
 mod pins;
 mod probe;
 mod refusals;
+mod ring;
 mod sys;
 #[cfg(test)]
 mod tests;
 mod unix;
 
 pub use error::{BpfError, Problem, Remedy};
+pub use names::{Question, Questions, SocketNumber, WatchedQuestions};
 pub use origin::{Origin, OriginError};
 pub use pins::Pins;
 pub use portcullis_ebpf::{HEARTBEAT_STALE_NS, Reason};
 pub use probe::{Probe, Probed, probe};
 pub use refusals::{Refusal, Refusals, WatchedRefusals};
+pub use ring::{Ring, Told, Watched};
 pub use unix::UnixHooks;
 
 use std::{
     collections::BTreeMap,
     fs::{self, File},
     io,
-    net::{IpAddr, SocketAddr, SocketAddrV4, SocketAddrV6, TcpListener},
+    net::{SocketAddr, SocketAddrV4, SocketAddrV6, TcpListener, UdpSocket},
     os::fd::{AsFd, BorrowedFd},
     path::{Path, PathBuf},
     sync::Mutex,
@@ -53,8 +58,10 @@ use portcullis_ebpf::Enforcer;
 
 use self::{
     hooks::{GOVERNED, Loaded, OWN, REDIRECTS, Side},
+    listeners::Protocol,
     lsm::Lsm,
     maps::{Maps, absent_is_fine, is_not_found, lock},
+    own::Own,
     sys::Attached,
 };
 use crate::identity::cgroup_id;
@@ -107,15 +114,6 @@ pub struct Kernel {
     own: Mutex<Option<Own>>,
     /// Governed cgroups: id to path.
     governed: Mutex<BTreeMap<u64, PathBuf>>,
-}
-
-/// What the enforcer said of itself.
-#[derive(Debug)]
-struct Own {
-    v4: SocketAddrV4,
-    v6: Option<SocketAddrV6>,
-    /// Id to path.
-    cgroups: BTreeMap<u64, PathBuf>,
 }
 
 impl Kernel {
@@ -212,7 +210,30 @@ impl Kernel {
     /// Lets governed connections of the network namespace of this listening socket come to it, for as long as it is open
     /// anywhere. It must be made in one of the cgroups, and have one of the addresses, of [`Kernel::set_enforcer`].
     pub fn add_listener(&self, listener: &TcpListener) -> Result<(), BpfError> {
-        self.maps.listeners.add(listener)
+        self.maps.listeners.add(listener, listener.local_addr().map_err(BpfError::Socket)?, Protocol::Tcp)
+    }
+
+    /// Lets governed processes of the network namespace of this socket ask for names over UDP, for as long as it is open
+    /// anywhere: their questions are told by [`Kernel::questions`], and answers are to be sent by this socket. Else as for
+    /// [`Kernel::add_listener`]. Returns the number of the namespace, as origins have it.
+    pub fn add_resolver(&self, socket: &UdpSocket) -> Result<u64, BpfError> {
+        let address = socket.local_addr().map_err(BpfError::Socket)?;
+        if !lock(&self.own).as_ref().is_some_and(|own| own.is_at(address)) {
+            return Err(BpfError::Listener(address));
+        }
+        let netns_cookie = names::netns_of(socket)?;
+        self.maps.listeners.add(socket, address, Protocol::Udp)?;
+        Ok(netns_cookie)
+    }
+
+    /// Questions for names over UDP from now on, and those that nobody read. `None` if somebody reads them already.
+    pub fn questions(&self) -> Option<Questions> {
+        lock(&self.maps.questions).take().map(Questions::new)
+    }
+
+    /// Lets one message with this id, sent within two seconds, arrive at the socket that asked.
+    pub fn expect_answer(&self, socket: SocketNumber, id: u16) -> Result<(), BpfError> {
+        self.maps.answers.expect(socket, id)
     }
 
     /// Governs a cgroup and all below it, now and later. It should be a stable parent: with its cgroup a hook goes too.
@@ -500,19 +521,6 @@ impl Kernel {
     /// Mount of the cgroup2 tree.
     pub fn cgroup_root(&self) -> &Path {
         &self.cgroup_root
-    }
-}
-
-impl Own {
-    fn listens_on(&self, address: SocketAddr) -> bool {
-        let ip = match address.ip() {
-            IpAddr::V6(ip) => ip.to_ipv4_mapped().map_or(IpAddr::V6(ip), IpAddr::V4),
-            ip => ip,
-        };
-        // Connecting to "any" address is connecting to this host.
-        let here = |own: IpAddr| ip == own || ip.is_unspecified();
-        (address.port() == self.v4.port() && here((*self.v4.ip()).into()))
-            || self.v6.is_some_and(|v6| address.port() == v6.port() && here((*v6.ip()).into()))
     }
 }
 

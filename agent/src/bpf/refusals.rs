@@ -3,17 +3,11 @@
 //! They count everything and tell some: [`portcullis_ebpf::REPORTS_PER_WINDOW`] of each cgroup and second, as long as
 //! there is room. So what is told is for people; the counters are for sums.
 
-use std::{
-    io,
-    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
-    os::fd::{AsRawFd, RawFd},
-};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
-use aya::maps::{MapData, RingBuf};
-use portcullis_ebpf::{AF_INET, AF_INET6, RawRefusal, Reason, ToldRefusal};
-use tokio::io::unix::AsyncFd;
+use portcullis_ebpf::{AF_INET, AF_INET6, IPPROTO_UDP, RawRefusal, Reason, ToldRefusal};
 
-use super::sys;
+use super::ring::{Ring, Told, Watched};
 use crate::action::ProcessFacts;
 
 const AF_UNIX: u32 = 1;
@@ -34,50 +28,14 @@ pub struct Refusal {
 }
 
 /// The reading end.
-pub struct Refusals(RingBuf<MapData>);
+pub type Refusals = Ring<Refusal>;
 
 /// The same, for waiting until there is something to read.
-pub struct WatchedRefusals(AsyncFd<Refusals>);
+pub type WatchedRefusals = Watched<Refusal>;
 
-impl Refusals {
-    pub(super) fn new(ring: RingBuf<MapData>) -> Self {
-        Self(ring)
-    }
-
-    /// Registers it with the tokio runtime that this is called in.
-    pub fn watch(self) -> io::Result<WatchedRefusals> {
-        sys::watch(self).map(WatchedRefusals)
-    }
-
-    /// The next one, if there is one now.
-    pub fn read(&mut self) -> Option<Refusal> {
-        loop {
-            let item = self.0.next()?;
-            // Only our own programs write here.
-            if let Some(refusal) = ToldRefusal::from_bytes(&item).and_then(|told| Refusal::from_raw(&told)) {
-                return Some(refusal);
-            }
-        }
-    }
-}
-
-impl WatchedRefusals {
-    /// Waits for the next ones, up to so many. May be none. Cancelled, it has read none.
-    pub async fn read(&mut self, most: usize) -> io::Result<Vec<Refusal>> {
-        let mut ready = self.0.readable_mut().await?;
-        let refusals = ready.get_inner_mut();
-        let read: Vec<Refusal> = std::iter::from_fn(|| refusals.read()).take(most).collect();
-        // Those that are left would wake nobody: the kernel tells only of the first after all were read.
-        if read.len() < most {
-            ready.clear_ready();
-        }
-        Ok(read)
-    }
-}
-
-impl AsRawFd for Refusals {
-    fn as_raw_fd(&self) -> RawFd {
-        self.0.as_raw_fd()
+impl Told for Refusal {
+    fn read(bytes: &[u8]) -> Option<Self> {
+        Self::from_raw(&ToldRefusal::from_bytes(bytes)?)
     }
 }
 
@@ -104,14 +62,20 @@ fn words(reason: Reason, raw: &RawRefusal, path: &str) -> String {
         _ => address(raw).map_or_else(|| "an unknown address".to_owned(), |address| address.to_string()),
     };
     match reason {
+        Reason::Socket if raw.protocol == IPPROTO_UDP => {
+            "UDP socket: only TCP sockets are made where names are not answered over UDP".into()
+        }
         Reason::Socket => format!("{protocol} socket: only TCP sockets are made"),
+        Reason::NotTcp if raw.protocol == IPPROTO_UDP => {
+            format!("connect to {to} by UDP: only name servers are asked by it, at port 53")
+        }
         Reason::NotTcp => format!("connect to {to} by {protocol}: only TCP is taken to the enforcer"),
         Reason::Device => format!("connect to {to}: the socket is bound to a device"),
         Reason::Enforcer => format!("connect to {to}: no enforcer was alive to take it"),
         Reason::Namespace => format!("connect to {to}: the enforcer does not listen in this network namespace"),
         Reason::Session => format!("connect to {to}: the cgroup is no session"),
         Reason::Memory => format!("connect to {to}: the kernel had no memory to keep it in mind"),
-        Reason::Datagram => format!("datagram to {to} by {protocol}"),
+        Reason::Datagram => format!("datagram to {to} by {protocol}: only name servers are asked by it, at port 53"),
         Reason::Bind => format!("bind to {to}: nothing is offered to others from a session"),
         Reason::Option => {
             // As the caller gave them: they are signed.
@@ -131,6 +95,7 @@ fn words(reason: Reason, raw: &RawRefusal, path: &str) -> String {
         Reason::Bpf => "call of bpf: programs of the kernel are not for sessions".into(),
         Reason::Trace => "tracing of a process outside of the session".into(),
         Reason::Perf => "call of perf_event_open: it looks into the kernel".into(),
+        Reason::Questions => "question for a name by UDP: there are too many".into(),
         Reason::Cgroup => "change of a cgroup: tasks stay where their session is".into(),
     }
 }

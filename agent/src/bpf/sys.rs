@@ -15,7 +15,7 @@ use std::{
 use aya_obj::generated::bpf_insn;
 use tokio::io::{Interest, unix::AsyncFd};
 
-use super::Refusals;
+use super::ring::Ring;
 
 const BPF_PROG_LOAD: libc::c_long = 5;
 const BPF_OBJ_PIN: libc::c_long = 6;
@@ -173,10 +173,10 @@ pub(super) fn monotonic_ns() -> io::Result<u64> {
 }
 
 /// Registers the descriptor of a ring buffer with the runtime.
-pub(super) fn watch(refusals: Refusals) -> io::Result<AsyncFd<Refusals>> {
+pub(super) fn watch<T>(ring: Ring<T>) -> io::Result<AsyncFd<Ring<T>>> {
     // SAFETY: the ring owns its descriptor and always shows the same one; who gets this keeps it to itself and puts no
     // other ring in its place, and it lets go of the descriptor before the ring does.
-    unsafe { AsyncFd::register_with_interest(refusals, Interest::READABLE) }.map_err(io::Error::from)
+    unsafe { AsyncFd::register_with_interest(ring, Interest::READABLE) }.map_err(io::Error::from)
 }
 
 /// The network namespace of a socket [Linux 5.14].

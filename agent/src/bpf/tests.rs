@@ -36,6 +36,31 @@ fn an_origin_that_makes_no_sense_is_refused() {
 }
 
 #[test]
+fn a_question_is_read_as_far_as_it_goes() {
+    use portcullis_ebpf::{QUESTION_BYTES, RawQuestion, ToldQuestion};
+    let told = |client: &str, client_port, length| {
+        let origin = raw(portcullis_ebpf::AF_INET, [192, 0, 2, 53, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0], 53);
+        let client = network_words(client.parse::<std::net::Ipv6Addr>().unwrap().octets());
+        let question = RawQuestion { origin, socket_cookie: 5, asked_ns: 1_000, client, client_port, length };
+        ToldQuestion(question, [b'q'; QUESTION_BYTES])
+    };
+    let question = Question::from_raw(&told("::ffff:127.0.0.1", 4711, 40), 3_000).unwrap();
+    assert_eq!(question.origin.address, "192.0.2.53:53".parse().unwrap());
+    assert_eq!((question.client, question.bytes.len()), ("127.0.0.1:4711".parse().unwrap(), 40));
+    assert_eq!(question.age, Duration::from_nanos(2_000));
+    let question = Question::from_raw(&told("::1", 4711, QUESTION_BYTES as u32), 0).unwrap();
+    assert_eq!((question.client, question.bytes.len()), ("[::1]:4711".parse().unwrap(), QUESTION_BYTES));
+    assert_eq!(question.age, Duration::ZERO);
+    // What makes no sense is no question.
+    for wrong in [told("::1", 65_536, 40), told("::1", 1, QUESTION_BYTES as u32 + 1), told("::1", 1, u32::MAX)] {
+        assert!(Question::from_raw(&wrong, 0).is_none());
+    }
+    let told = ToldQuestion::from_bytes(&[0; size_of::<ToldQuestion>()]).unwrap();
+    assert!(Question::from_raw(&told, 0).is_none(), "of no family");
+    assert!(ToldQuestion::from_bytes(&[0; 7]).is_none());
+}
+
+#[test]
 fn every_hook_has_a_name_and_a_place_of_its_own() {
     let all: Vec<_> = hooks::UNIX.iter().chain(&GOVERNED).collect();
     let mut names: Vec<_> = all.iter().map(|hook| hook.name).collect();

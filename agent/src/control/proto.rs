@@ -321,6 +321,18 @@ pub struct Examined {
     pub problems: Vec<ProblemView>,
     /// Why the programs of the kernel's security module do not enforce, or not all of them; `None` where they do.
     pub no_lsm: Option<String>,
+    /// How sessions in the daemon's network namespace can ask for names.
+    pub names: NamesOver,
+}
+
+/// See [`Examined::names`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum NamesOver {
+    /// Over TCP alone.
+    Tcp,
+    /// Over UDP as well.
+    TcpAndUdp,
 }
 
 /// Something that makes enforcement incomplete.

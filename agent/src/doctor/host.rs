@@ -6,7 +6,7 @@ use std::{
 };
 
 use super::{Finding, attempts};
-use crate::{bpf, config::cgroup};
+use crate::{bpf, config::cgroup, control::proto::NamesOver};
 
 /// Landlock as of which processes and abstract sockets outside are out of reach: `landlock(7)`, Linux 6.12.
 pub(super) const LANDLOCK_SCOPES: i32 = 6;
@@ -71,7 +71,7 @@ pub fn features() -> (Features, Vec<Finding>) {
     let landlock = attempts::landlock_version();
     let mut features = Features { landlock, unix_hooks: None, lsm: None };
     let mut findings = hooks(&mut features);
-    findings.extend([landlock_finding(landlock), seccomp(), cgroups(), names()]);
+    findings.extend([landlock_finding(landlock), seccomp(), cgroups()]);
     (features, findings)
 }
 
@@ -174,22 +174,30 @@ fn seccomp() -> Finding {
     )
 }
 
-/// Which resolvers find names in a session, where UDP is shut.
-fn names() -> Finding {
-    names_by(&std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default())
+/// Which resolvers find names in a session.
+pub fn names(reach: NamesOver) -> Finding {
+    names_by(reach, &std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default())
 }
 
-fn names_by(resolv_conf: &str) -> Finding {
+fn names_by(reach: NamesOver, resolv_conf: &str) -> Finding {
     const CHECK: &str = "names";
-    if over_tcp(resolv_conf) {
-        return Finding::closed(CHECK, "resolvers ask over TCP, but for musl's, which never does");
+    const LACKS: &str = "UDP sockets of the daemon: `ListenDatagram=` as in deploy/portcullis.socket, taken up when \
+                         portcullis.socket restarts; without systemd the daemon's log says why it has none";
+    match reach {
+        NamesOver::TcpAndUdp => Finding::closed(CHECK, "sessions ask over UDP and TCP"),
+        NamesOver::Tcp if over_tcp(resolv_conf) => Finding::cannot(
+            CHECK,
+            "sessions ask over TCP alone, as /etc/resolv.conf says",
+            "clients with musl's resolver find no names",
+            LACKS,
+        ),
+        NamesOver::Tcp => Finding::cannot(
+            CHECK,
+            "sessions ask over TCP alone",
+            "Go without cgo finds no names in a session, nor does musl",
+            LACKS,
+        ),
     }
-    Finding::cannot(
-        CHECK,
-        "in sessions, who asks glibc asks over TCP",
-        "Go without cgo finds no names in a session, nor does musl",
-        "`options use-vc` in /etc/resolv.conf, by which Go asks over TCP; for musl, names in /etc/hosts",
-    )
 }
 
 /// Whether resolv.conf(5) says so: of several lines of options all hold.
@@ -217,15 +225,18 @@ mod tests {
 
     #[test]
     fn resolvers_ask_over_tcp_where_the_options_say_so() {
-        for (text, grade) in [
-            ("nameserver 192.0.2.53\noptions use-vc\n", Grade::Closed),
-            ("options ndots:2\noptions edns0 use-vc trust-ad", Grade::Closed),
-            ("nameserver 192.0.2.53\n", Grade::Cannot),
-            ("# options use-vc\noptions no-use-vc", Grade::Cannot),
-            ("search use-vc", Grade::Cannot),
-            ("", Grade::Cannot),
+        for (text, says_so) in [
+            ("nameserver 192.0.2.53\noptions use-vc\n", true),
+            ("options ndots:2\noptions edns0 use-vc trust-ad", true),
+            ("nameserver 192.0.2.53\n", false),
+            ("# options use-vc\noptions no-use-vc", false),
+            ("search use-vc", false),
+            ("", false),
         ] {
-            assert_eq!(names_by(text).grade, grade, "{text}");
+            let found = names_by(NamesOver::Tcp, text);
+            assert_eq!(found.grade, Grade::Cannot, "{text}");
+            assert_eq!(found.means.is_some_and(|means| !means.contains("Go")), says_so, "{text}");
+            assert_eq!(names_by(NamesOver::TcpAndUdp, text).grade, Grade::Closed);
         }
     }
 }

@@ -190,7 +190,7 @@ pub fn variables(facts: &Facts<'_>) -> BTreeMap<String, String> {
             set(name, &sockets.display().to_string());
         }
     }
-    // glibc asks over TCP, which the redirect sees; UDP is shut. It also has Go ask glibc, where it is built with cgo.
+    // glibc asks over TCP, which goes everywhere that sessions do. It also has Go ask glibc, where it is built with cgo.
     set("RES_OPTIONS", "use-vc");
     // The enforcer speaks for the upstream with a certificate of the runtime CA.
     set("PGSSLROOTCERT", &ca);

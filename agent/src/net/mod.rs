@@ -4,6 +4,7 @@
 //! provider in each configuration and no process-wide default, so that no other part of the program can weaken it.
 
 pub mod ca;
+pub mod deaf;
 mod dial;
 pub mod handed;
 pub mod listener;

@@ -12,24 +12,41 @@ const BY_FAMILY: u16 = 20;
 const REQUEST_DUMP: u16 = 0x301;
 const NLMSG_ERROR: u16 = 2;
 const NLMSG_DONE: u16 = 3;
-/// `TCP_LISTEN`, as a bit of the states asked for.
-const LISTENING: u32 = 1 << 10;
 const INET_DIAG_CGROUP_ID: u16 = 21;
 const HEADER: usize = 16;
 /// Size of `struct inet_diag_msg`, and where the inode is in it.
 const MESSAGE: usize = 72;
 const INODE: usize = 68;
 
-/// The cgroup whose hooks a listening TCP socket runs: that of the process that made it, whoever holds it now. `None` if
-/// there is no listening socket with this inode in this network namespace.
+/// Which sockets are looked through.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Of TCP, those that listen.
+    Listener,
+    /// Of UDP, those that are not connected.
+    Resolver,
+}
+
+impl Kind {
+    /// Protocol, and states as bits: `TCP_LISTEN`, `TCP_CLOSE`.
+    fn asked(self) -> (u8, u32) {
+        match self {
+            Self::Listener => (6, 1 << 10),
+            Self::Resolver => (17, 1 << 7),
+        }
+    }
+}
+
+/// The cgroup whose hooks a socket runs: that of the process that made it, whoever holds it now. `None` if there is no such
+/// socket with this inode in this network namespace.
 ///
 /// # Errors
 /// The kernel does not answer, or breaks off.
-pub fn cgroup_of_listener(family: i32, inode: u64) -> io::Result<Option<u64>> {
+pub fn cgroup(kind: Kind, family: i32, inode: u64) -> io::Result<Option<u64>> {
     let flags = SockFlag::SOCK_CLOEXEC;
     let netlink = socket(AddressFamily::Netlink, SockType::Raw, flags, SockProtocol::NetlinkSockDiag)?;
     bind(netlink.as_raw_fd(), &NetlinkAddr::new(0, 0))?;
-    send(netlink.as_raw_fd(), &request(u8::try_from(family).unwrap_or(0)), MsgFlags::empty())?;
+    send(netlink.as_raw_fd(), &request(kind, u8::try_from(family).unwrap_or(0)), MsgFlags::empty())?;
     let mut buffer = vec![0; 64 << 10];
     loop {
         let n = recv(netlink.as_raw_fd(), &mut buffer, MsgFlags::empty())?;
@@ -41,17 +58,17 @@ pub fn cgroup_of_listener(family: i32, inode: u64) -> io::Result<Option<u64>> {
     }
 }
 
-/// `struct nlmsghdr`, then `struct inet_diag_req_v2` for the listening TCP sockets of a family.
-fn request(family: u8) -> Vec<u8> {
-    const IPPROTO_TCP: u8 = 6;
+/// `struct nlmsghdr`, then `struct inet_diag_req_v2` for the sockets of a family.
+fn request(kind: Kind, family: u8) -> Vec<u8> {
     const BODY: usize = 8 + 48;
     let mut out = Vec::with_capacity(HEADER + BODY);
     out.extend_from_slice(&u32::try_from(HEADER + BODY).unwrap_or(0).to_ne_bytes());
     out.extend_from_slice(&BY_FAMILY.to_ne_bytes());
     out.extend_from_slice(&REQUEST_DUMP.to_ne_bytes());
     out.extend_from_slice(&[0; 8]);
-    out.extend_from_slice(&[family, IPPROTO_TCP, 0, 0]);
-    out.extend_from_slice(&LISTENING.to_ne_bytes());
+    let (protocol, states) = kind.asked();
+    out.extend_from_slice(&[family, protocol, 0, 0]);
+    out.extend_from_slice(&states.to_ne_bytes());
     out.resize(HEADER + BODY, 0);
     out
 }
@@ -118,19 +135,25 @@ fn short(data: &[u8], at: usize) -> Option<u16> {
 #[cfg(test)]
 #[expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 mod tests {
-    use std::{net::TcpListener, os::unix::fs::MetadataExt};
+    use std::{
+        net::{TcpListener, UdpSocket},
+        os::unix::fs::MetadataExt,
+    };
 
     use super::*;
 
     #[test]
-    fn the_kernel_tells_the_cgroup_of_a_listener() {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let fd = listener.as_raw_fd();
-        let inode = std::fs::metadata(format!("/proc/self/fd/{fd}")).unwrap().ino();
-        assert!(cgroup_of_listener(libc::AF_INET, inode).unwrap().is_some_and(|id| id > 0));
-        assert_eq!(cgroup_of_listener(libc::AF_INET6, inode).unwrap(), None);
+    fn the_kernel_tells_the_cgroup_of_a_socket() {
+        let inode = |fd: i32| std::fs::metadata(format!("/proc/self/fd/{fd}")).unwrap().ino();
+        let (listener, resolver) = (TcpListener::bind("127.0.0.1:0").unwrap(), UdpSocket::bind("127.0.0.1:0").unwrap());
+        let (tcp, udp) = (inode(listener.as_raw_fd()), inode(resolver.as_raw_fd()));
+        for (kind, own, other) in [(Kind::Listener, tcp, udp), (Kind::Resolver, udp, tcp)] {
+            assert!(cgroup(kind, libc::AF_INET, own).unwrap().is_some_and(|id| id > 0), "{kind:?}");
+            assert_eq!(cgroup(kind, libc::AF_INET6, own).unwrap(), None);
+            assert_eq!(cgroup(kind, libc::AF_INET, other).unwrap(), None);
+        }
         drop(listener);
-        assert_eq!(cgroup_of_listener(libc::AF_INET, inode).unwrap(), None);
+        assert_eq!(cgroup(Kind::Listener, libc::AF_INET, tcp).unwrap(), None);
     }
 
     #[test]

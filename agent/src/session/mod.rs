@@ -18,6 +18,6 @@ pub use cx::{ConnectionCx, Judge, Masks};
 pub use gate::{Begun, Gate};
 pub use house::{Arrival, Ended, House, Protocol, SessionError, gate, may_connect, serve, would_connect};
 pub use live::{ConnectionView, Entry, LiveTable};
-pub use names::Answered;
+pub use names::{Answered, answer_datagram};
 pub use network::{Alpn, Asked, BoxIo, Hello, Io, NetError, Network, Secured, Source};
 pub use permit::{Command, DataRight, HoldNotice, Inert, Lasting, Permit, Refusal, Standing, Upstream};

@@ -1,10 +1,10 @@
-//! Names for governed processes: DNS over TCP (RFC 7766), whatever resolver they ask.
+//! Names for governed processes: DNS over TCP (RFC 7766) and UDP, whatever resolver they ask.
 //!
 //! Only names that the workload's policy mentions resolve; everything else does not exist, and is recorded. So a question
 //! carries nothing out: none of it is passed on, and what is asked upstream is a name of the policy. Of a name's addresses
 //! what was answered is remembered for a while, so that a connection to one of them finds its upstream after the name has
-//! moved on. UDP is shut for governed processes; glibc asks over TCP, because its options in the environment say so.
-//! Go's own resolver does where resolv.conf(5) says so, and musl's never does.
+//! moved on. glibc asks over TCP, because its options in the environment say so. Go's own resolver does where
+//! resolv.conf(5) says so, and musl's does for answers that were cut; both ask over UDP first.
 
 use std::{
     collections::HashMap,
@@ -29,6 +29,8 @@ use crate::{action::ProcessFacts, identity::Session, policy::Policy};
 pub(super) const PORT: u16 = 53;
 /// Longest question, in bytes: the longest name and what stands around it, with room for options.
 const QUESTION_MAX: usize = 1024;
+/// Longest answer over UDP, in bytes: RFC 1035 section 2.3.4. Clients ask for the rest over TCP.
+const DATAGRAM_MAX: usize = 512;
 /// Most questions on one connection.
 const QUESTIONS_MAX: usize = 1000;
 /// How long a client may be silent.
@@ -70,7 +72,8 @@ pub(super) async fn serve(house: &House, session: &Session, process: &ProcessFac
     let questions = async {
         for _ in 0..QUESTIONS_MAX {
             let question = tokio::time::timeout(IDLE, read(&mut io)).await.ok()??;
-            let Some(answer) = answer(house, session, process, &question).await else {
+            let answer = answer(house, session, process, &question).await;
+            let Some(answer) = answer.and_then(|answer| answer.to_vec().ok()) else {
                 house.refused(session, "dns: what was sent is no question".into(), process.clone());
                 return None;
             };
@@ -87,6 +90,39 @@ pub(super) async fn serve(house: &House, session: &Session, process: &ProcessFac
     }
 }
 
+/// The answer to a question over UDP, cut where it is too long for that. `None`: there is none.
+pub async fn answer_datagram(
+    house: &House,
+    session: &Session,
+    process: &ProcessFacts,
+    question: &[u8],
+) -> Option<Vec<u8>> {
+    if session.is_over() {
+        return None;
+    }
+    let found = tokio::select! {
+        biased;
+        () = session.ended.cancelled() => return None,
+        found = answer(house, session, process, question) => found,
+    };
+    let Some(answer) = found else {
+        house.refused(session, "dns: what was sent is no question".into(), process.clone());
+        return None;
+    };
+    cut(answer)
+}
+
+/// As many of the answer's records as a datagram takes. Clients that know no better use those.
+fn cut(mut answer: Message) -> Option<Vec<u8>> {
+    let mut bytes = answer.to_vec().ok()?;
+    while bytes.len() > DATAGRAM_MAX {
+        answer.metadata.truncation = true;
+        answer.answers.pop()?;
+        bytes = answer.to_vec().ok()?;
+    }
+    Some(bytes)
+}
+
 /// One message behind its length (RFC 1035 section 4.2.2). `None`: the connection is over.
 async fn read(io: &mut BoxIo) -> Option<Vec<u8>> {
     let length = usize::from(io.read_u16().await.ok()?);
@@ -99,7 +135,7 @@ async fn read(io: &mut BoxIo) -> Option<Vec<u8>> {
 }
 
 /// `None`: what was asked is no question.
-async fn answer(house: &House, session: &Session, process: &ProcessFacts, question: &[u8]) -> Option<Vec<u8>> {
+async fn answer(house: &House, session: &Session, process: &ProcessFacts, question: &[u8]) -> Option<Message> {
     let asked = Message::from_vec(question).ok()?;
     if asked.metadata.message_type != MessageType::Query {
         return None;
@@ -138,7 +174,7 @@ async fn answer(house: &House, session: &Session, process: &ProcessFacts, questi
         }
         _ => ResponseCode::Refused,
     };
-    answer.to_vec().ok()
+    Some(answer)
 }
 
 /// Whether an upstream has an address by this name.
@@ -149,4 +185,42 @@ fn mentions(policy: &Arc<Policy>, name: &str) -> bool {
         .upstreams()
         .iter()
         .any(|upstream| upstream.addresses.iter().any(|address| host(address).is_some_and(|host| host == name)))
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+mod tests {
+    use std::net::Ipv4Addr;
+
+    use hickory_proto::{op::Query, rr::Name};
+
+    use super::*;
+
+    #[test]
+    fn what_is_too_long_for_a_datagram_is_cut_and_says_so() {
+        let name = Name::from_ascii("many-addresses.example.com.").unwrap();
+        let answer = |count: u8| {
+            let mut answer = Message::response(7, OpCode::Query);
+            answer.add_query(Query::query(name.clone(), RecordType::A));
+            let record = |last| Record::from_rdata(name.clone(), TTL, RData::A(A(Ipv4Addr::new(192, 0, 2, last))));
+            answer.add_answers((0..count).map(record));
+            answer
+        };
+        for (count, is_cut) in [(0, false), (1, false), (25, false), (100, true), (255, true)] {
+            let bytes = cut(answer(count)).unwrap();
+            let read = Message::from_vec(&bytes).unwrap();
+            assert!(bytes.len() <= DATAGRAM_MAX);
+            assert_eq!(read.metadata.truncation, is_cut, "{count}");
+            assert_eq!(read.answers.len() < usize::from(count), is_cut, "{count}");
+            assert!(count == 0 || !read.answers.is_empty());
+        }
+        // What cannot be made shorter is not sent.
+        let mut long = answer(0);
+        let label = "x".repeat(60);
+        for first in ["a", "b", "c", "d"] {
+            let name = Name::from_ascii(format!("{first}{label}.{first}{label}.{first}{label}.")).unwrap();
+            long.add_query(Query::query(name, RecordType::A));
+        }
+        assert_eq!(cut(long), None);
+    }
 }

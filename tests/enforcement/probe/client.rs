@@ -20,6 +20,14 @@ pub fn act(action: &[&str]) -> Result<()> {
             s.send_to(b"x", address)?;
             Ok(String::new())
         })),
+        // connected|unconnected: line by line.
+        ["ask", how, id, length, server] => {
+            match crate::names::ask(how, id.parse()?, length.parse()?, server.parse()?) {
+                Ok(()) => Ok(()),
+                error => report(error.map(|()| String::new())),
+            }
+        }
+        ["flood", count, server] => report(crate::names::flood(count.parse()?, server.parse()?)),
         // One socket of a kind, so many times; prints our own process id.
         ["socket", family, kind, protocol, times] => {
             let mut made = 0;

@@ -21,7 +21,7 @@ use portcullis::{
     net::namespace::Namespace,
 };
 
-use crate::load;
+use crate::{load, names::Resolver};
 
 /// Threads that accept from each listener.
 const ACCEPTING: usize = 8;
@@ -88,6 +88,7 @@ pub fn run(pins: &Path, root: &Path, own: &Path, port4: u16, port6: u16) -> Resu
             }
         });
     }
+    let mut resolver = Resolver::new(kernel.questions().context("nobody else reads them")?);
     let mut refusals = kernel.refusals().context("nobody else reads them")?;
     say(&format!("ready {} {}", ports.0, ports.1))?;
     for line in io::stdin().lock().lines() {
@@ -123,6 +124,22 @@ pub fn run(pins: &Path, root: &Path, own: &Path, port4: u16, port6: u16) -> Resu
                 }
                 "ok".into()
             }
+            // Names over UDP, in the network namespace of a process or here.
+            ["resolve", ref pid @ ..] => {
+                let bind = || [address4.into(), address6.into()].map(portcullis::net::deaf::bind);
+                let made = match pid {
+                    [pid] => Namespace::of(pid.parse()?)?.visit(bind)?,
+                    _ => bind(),
+                };
+                for socket in made {
+                    resolver.serve(&kernel, socket?)?;
+                }
+                "ok".into()
+            }
+            // Questions since the last time: asked, cgroup, client, length.
+            ["questions"] => resolver.told(),
+            // To the client of the one question an answer for the socket of the other, as it was asked.
+            ["answer", to, of] => resolver.answer(&kernel, to.parse()?, of.parse()?)?,
             ["compare"] => {
                 comparing.store(true, Ordering::SeqCst);
                 "ok".into()

@@ -7,6 +7,7 @@ mod client;
 mod enforcer;
 mod knock;
 mod load;
+mod names;
 mod unix;
 
 use std::{env, fs, os::unix::process::CommandExt, path::Path, process::Command};

@@ -50,6 +50,7 @@ pub(super) fn doctor(place: &Place, asked: Doctor) -> Result<Exit, CliError> {
             return Err(error.into());
         }
     };
+    findings.push(host::names(examined.names));
     findings.extend(house::findings(&settings, &status, &examined));
     let before_roads = findings.len();
     // What the daemon could not load closes nothing, whatever we could.

@@ -32,7 +32,6 @@ mod serve;
 
 use std::{
     io,
-    net::TcpListener,
     os::{
         fd::{AsFd, BorrowedFd, OwnedFd},
         unix::process::CommandExt,
@@ -60,7 +59,10 @@ use self::{
     proto::{Answer, Request},
     scope::Manager,
 };
-use crate::{identity::Home, net::namespace::NamespaceId};
+use crate::{
+    identity::Home,
+    net::{handed::Sockets, namespace::NamespaceId},
+};
 
 pub(super) use proto::{Failed, Made, Setup};
 pub(super) use serve::serve;
@@ -220,10 +222,10 @@ impl Helper {
     }
 
     /// Listens in one of those.
-    pub(super) fn listen(&self, cgroup: &Path, namespace: NamespaceId) -> Result<Vec<TcpListener>, HelperError> {
+    pub(super) fn listen(&self, cgroup: &Path, namespace: NamespaceId) -> Result<Sockets, HelperError> {
         let (answer, with) = self.ask(&Request::Listen { cgroup: cgroup.into(), namespace }, &[])?;
         match answer {
-            Answer::Listening {} => Ok(with.into_iter().map(TcpListener::from).collect()),
+            Answer::Listening {} => Sockets::from_descriptors(with).map_err(|error| self.end(error)),
             other => Err(self.broken(&other)),
         }
     }

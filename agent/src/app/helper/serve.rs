@@ -4,7 +4,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fs::File,
     io,
-    net::TcpListener,
+    net::{SocketAddr, TcpListener, UdpSocket},
     os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
     path::{Path, PathBuf},
     sync::Arc,
@@ -33,7 +33,11 @@ use crate::{
     config::cgroup,
     control::peer::Peer,
     identity,
-    net::namespace::{Namespace, NamespaceId},
+    net::{
+        deaf,
+        handed::Sockets,
+        namespace::{Namespace, NamespaceId},
+    },
     policy::{CredentialRef, CredentialSource, Policy, PolicySet},
     secrets,
 };
@@ -145,7 +149,7 @@ impl Serving {
                 Answer::Elsewhere { namespaces }
             }
             Request::Listen { cgroup, namespace } => {
-                with = self.listen(&cgroup, namespace)?.into_iter().map(OwnedFd::from).collect();
+                with = self.listen(&cgroup, namespace)?.into_descriptors();
                 Answer::Listening {}
             }
             Request::Credential { path } => {
@@ -352,25 +356,30 @@ impl Serving {
         found.into_values().collect()
     }
 
-    fn listen(&self, relative: &Path, wanted: NamespaceId) -> Result<Vec<TcpListener>, Failed> {
+    fn listen(&self, relative: &Path, wanted: NamespaceId) -> Result<Sockets, Failed> {
         let found = self.elsewhere(&self.open(relative)?);
         let namespace = found.iter().find(|namespace| namespace.id() == wanted);
         let namespace =
             namespace.ok_or_else(|| Failed::new("no process of the session is in that network namespace"))?;
         let addresses = &self.setup.addresses;
-        let made = namespace.visit(|| addresses.iter().map(|address| listening::listen(*address)).collect());
-        let made: Vec<miette::Result<TcpListener>> = made
+        let both = |address: &SocketAddr| (listening::listen(*address), deaf::bind(*address).ok());
+        let made = namespace.visit(|| addresses.iter().map(both).collect());
+        let made: Vec<(miette::Result<TcpListener>, Option<UdpSocket>)> = made
             .map_err(|error| Failed::new(format!("the network namespace of a session cannot be entered: {error}")))?;
-        let mut listeners = Vec::new();
-        for (listener, address) in made.into_iter().zip(addresses) {
+        let mut sockets = Sockets::default();
+        for ((listener, resolver), address) in made.into_iter().zip(addresses) {
             match listener {
-                Ok(listener) => listeners.push(listener),
+                Ok(listener) => {
+                    sockets.listeners.push(listener);
+                    // Without one names are not answered over UDP there.
+                    sockets.resolvers.extend(resolver);
+                }
                 // Many have no IPv6; the kernel refuses it then.
                 Err(_) if address.is_ipv6() => {}
                 Err(error) => return Err(Failed::new(error.to_string())),
             }
         }
-        Ok(listeners)
+        Ok(sockets)
     }
 
     /// Of those that the policies name, by whatever they name them.

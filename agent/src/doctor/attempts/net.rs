@@ -1,5 +1,7 @@
 //! Attempts to send something, by every kind of socket and every way to use it.
 
+mod names;
+
 use std::mem::{size_of, zeroed};
 
 use super::{
@@ -123,6 +125,7 @@ pub(super) fn attempts() -> Vec<Attempt> {
     }
     all.extend(tcp_variants());
     all.extend(udp_variants());
+    all.extend(names::attempts());
     all.extend(listening());
     all
 }
@@ -237,9 +240,6 @@ fn udp_variants() -> Vec<Attempt> {
         sendto(fd, target.marker(), 0, place(&all, To::V4));
     };
     vec![
-        udp("to port 53", move |target| {
-            sendto(open(), target.marker(), 0, address(target, To::V4, 53));
-        }),
         udp("corked", move |target| {
             let fd = open();
             connect(fd, place(target, To::V4));
@@ -323,6 +323,17 @@ fn many(target: &Target, fd: i32) {
     unsafe { libc::sendmmsg(fd, both.as_mut_ptr(), 2, 0) };
 }
 
+/// The port that a socket is bound to; 0 for none.
+fn own_port(fd: i32) -> u16 {
+    // Both families have their port in the same place.
+    let (mut storage, mut length) = stored(&0u16);
+    length += size_of::<libc::sockaddr_in6>() as u32;
+    // SAFETY: a valid place of at least this length.
+    unsafe { libc::getsockname(fd, (&raw mut storage).cast(), &raw mut length) };
+    // SAFETY: sockaddr_storage is larger and more aligned than any address.
+    u16::from_be(unsafe { (*(&raw const storage).cast::<libc::sockaddr_in>()).sin_port })
+}
+
 /// The other direction: being asked is a road, too.
 fn listening() -> Vec<Attempt> {
     let listens = |name: &str, to: To, is_bound: bool| {
@@ -339,18 +350,12 @@ fn listening() -> Vec<Attempt> {
             if unsafe { libc::listen(fd, 8) } != 0 {
                 return Answer::Done;
             }
-            // Both families have their port in the same place.
-            let (mut storage, mut length) = stored(&0u16);
-            length += size_of::<libc::sockaddr_in6>() as u32;
-            // SAFETY: a valid place of at least this length.
-            unsafe { libc::getsockname(fd, (&raw mut storage).cast(), &raw mut length) };
-            // SAFETY: sockaddr_storage is larger and more aligned than any address.
-            let port = unsafe { (*(&raw const storage).cast::<libc::sockaddr_in>()).sin_port };
+            let port = own_port(fd);
             in_background(|| {
                 // SAFETY: a plain system call.
                 unsafe { libc::usleep(500_000) };
             });
-            Answer::Listens(u16::from_be(port))
+            Answer::Listens(port)
         })
     };
     vec![

@@ -75,7 +75,8 @@ impl Sniffer {
         let port = parsed.as_ref().and_then(|p| p.ports);
         if let (Some(parsed), Some((from, to))) = (&parsed, port) {
             // To the enforcer and back: the one road there is.
-            if parsed.protocol == TCP && (self.enforcer.contains(&from) || self.enforcer.contains(&to)) {
+            let is_loopback = parsed.to.is_loopback();
+            if is_loopback && (self.enforcer.contains(&from) || self.enforcer.contains(&to)) {
                 return None;
             }
             if self.ports.contains(&to) && self.hosts.contains(&parsed.to) {
