@@ -254,7 +254,11 @@ enum Sender {
 impl Open {
     async fn is_closed(&self) -> bool {
         // What has come since the last request was its end.
-        poll_fn(|task| Poll::Ready(self.keep.poll(task))).await;
+        poll_fn(|task| {
+            self.keep.poll(task);
+            Poll::Ready(())
+        })
+        .await;
         match &self.sender {
             Sender::Http1(sender) => sender.is_closed(),
             Sender::Http2(sender) => sender.is_closed(),
