@@ -26,7 +26,6 @@ const PACKAGES: &[&str] = &[
     "openssh-client",
     "bzip2",
     "curl",
-    "make",
     "nginx",
     "libclang-dev",
     "python3",
