@@ -16,8 +16,8 @@ use super::{
     writer::{Durable, SYNC_WITHIN, Shared},
 };
 
-/// Bytes of the tail that stay in memory after they are on disk, at most.
-const KEPT: usize = 1 << 20;
+/// A multiple of the size of a page on every processor that we build for, in bytes.
+const PAGE: usize = 64 << 10;
 
 /// What is known to be on disk, in a file of two slots that are written in turn: one of them is always whole.
 pub(super) struct HeadFile {
@@ -111,8 +111,6 @@ struct Synced {
     segment: u64,
     /// Up to here it is on disk.
     offset: usize,
-    /// Up to here its memory was given back. A multiple of [`KEPT`].
-    released: usize,
 }
 
 struct Work {
@@ -167,7 +165,10 @@ fn next(shared: &Shared) -> Option<Work> {
 fn commit(shared: &Shared, work: &Work, synced_to: &mut Synced, head: &mut HeadFile) -> Result<(), RecordError> {
     let dir = &shared.settings.dir;
     let end = work.head.offset as usize;
+    // What is written to no more is unmapped before it is synced: of a page that is mapped, the kernel stops every processor
+    // to see it clean.
     for full in &work.retired {
+        full.release(0, full.len());
         full.flush(0, full.len()).map_err(io_error("sync", dir))?;
     }
     if synced_to.segment != work.head.segment {
@@ -175,17 +176,16 @@ fn commit(shared: &Shared, work: &Work, synced_to: &mut Synced, head: &mut HeadF
         File::open(dir).and_then(|d| d.sync_all()).map_err(io_error("sync", dir))?;
         *synced_to = Synced { segment: work.head.segment, ..Synced::default() };
     }
+    let (from, full) = (synced_to.offset - synced_to.offset % PAGE, end - end % PAGE);
+    if full > from {
+        work.active.release(from, full - from);
+    }
     let begun = Instant::now();
     work.active.flush(synced_to.offset, end - synced_to.offset).map_err(io_error("sync", dir))?;
     if begun.elapsed().as_secs() >= 5 {
         tracing::warn!(seconds = begun.elapsed().as_secs(), "the disk that holds the record is very slow");
     }
     synced_to.offset = end;
-    if end - synced_to.released > KEPT {
-        work.active.release(synced_to.released, end - synced_to.released);
-        // What is written next is in the last page of it.
-        synced_to.released = end - end % KEPT;
-    }
     head.write(work.head, &shared.key).map_err(io_error("write", &dir.join(HEAD_FILE)))?;
     if !work.retired.is_empty() {
         head.file.sync_data().map_err(io_error("sync", &dir.join(HEAD_FILE)))?;

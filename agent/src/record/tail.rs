@@ -90,7 +90,7 @@ impl TailMap {
         self.0.flush_range(offset, length)
     }
 
-    /// Gives back the memory of a range that is on disk; a store into it brings it back.
+    /// Gives back the memory of a range, written to disk or not; a store into it brings it back.
     pub(super) fn release(&self, offset: usize, length: usize) {
         if offset.checked_add(length).is_some_and(|end| end <= self.len()) {
             // SAFETY: of a shared mapping of a file this drops nothing but entries of the page table (madvise(2)): what was
