@@ -4,7 +4,7 @@ use std::{os::fd::AsFd, sync::Arc};
 
 use tokio::net::TcpStream;
 
-use super::helper::Helper;
+use super::{helper::Helper, lanes::Lanes};
 use crate::{
     action::ProcessFacts,
     bpf::Kernel,
@@ -15,7 +15,12 @@ use crate::{
 };
 
 /// Takes a redirected connection; never blocks.
-pub(super) fn arrival(house: &Arc<House>, kernel: &Arc<Kernel>, helper: &Arc<Helper>, stream: TcpStream, place: Place) {
+pub(super) fn arrival(
+    lanes: &Lanes,
+    (house, kernel, helper): (&Arc<House>, &Arc<Kernel>, &Arc<Helper>),
+    stream: TcpStream,
+    place: Place,
+) {
     let origin = match kernel.origin(stream.as_fd()) {
         Ok(origin) => origin,
         Err(error) => {
@@ -26,12 +31,21 @@ pub(super) fn arrival(house: &Arc<House>, kernel: &Arc<Kernel>, helper: &Arc<Hel
     let process = ProcessFacts { pid: origin.pid, uid: origin.uid, comm: origin.comm, exe: None };
     let session = house.sessions.by_cgroup(origin.cgroup_id);
     let (house, helper) = (house.clone(), helper.clone());
-    tokio::spawn(async move {
+    // Its readiness is told to the runtime that reads it.
+    let stream = match stream.into_std() {
+        Ok(stream) => stream,
+        Err(error) => return refused(&house, format!("connection that cannot be read: {error}"), process),
+    };
+    lanes.spawn(async move {
         let known = process.clone();
         let process = tokio::task::spawn_blocking(move || with_executable(&helper, process)).await.unwrap_or(known);
         let Some(session) = session else {
             let what = format!("{}: cgroup {} has no session", origin.address, origin.cgroup_id);
             return refused(&house, what, process);
+        };
+        let stream = match TcpStream::from_std(stream) {
+            Ok(stream) => stream,
+            Err(error) => return refused(&house, format!("connection that cannot be read: {error}"), process),
         };
         let arrival = Arrival { io: Box::new(stream), origin: origin.address, session, process };
         session::serve(house, arrival).await;

@@ -27,6 +27,7 @@ use super::{
     desk::ControlDesk,
     governor::{GovernedFence, Governor, current},
     harden, journal,
+    lanes::Lanes,
     lifecycle::{self, Lifecycle},
     listening,
     namespaces::Namespaces,
@@ -152,6 +153,7 @@ async fn serve(settings: Arc<Settings>, policies: crate::policy::PolicySet, plac
         compiled: Mutex::default(),
     });
     let stop_accepting = CancellationToken::new();
+    let lanes = Arc::new(Lanes::open().into_diagnostic()?);
     let resolver = Arc::new(Resolver::new(house.clone(), kernel.clone(), helper.clone()));
     for socket in listening::at_home(resolvers, &home) {
         resolver.serve(socket, CancellationToken::new()).into_diagnostic()?;
@@ -159,12 +161,12 @@ async fn serve(settings: Arc<Settings>, policies: crate::policy::PolicySet, plac
     kernel.heartbeat().into_diagnostic()?;
     governor.govern(&house.policies.load())?;
     let serve = {
-        let (house, kernel, helper, limit) =
-            (house.clone(), kernel.clone(), helper.clone(), settings.limits.connections);
+        let (house, kernel, helper, lanes, limit) =
+            (house.clone(), kernel.clone(), helper.clone(), lanes.clone(), settings.limits.connections);
         move |listener, stop: CancellationToken| {
             let listener = TcpListener::from_std(listener)?;
-            let (house, kernel, helper) = (house.clone(), kernel.clone(), helper.clone());
-            let take = move |stream, _, place| accept::arrival(&house, &kernel, &helper, stream, place);
+            let (lanes, house, kernel, helper) = (lanes.clone(), house.clone(), kernel.clone(), helper.clone());
+            let take = move |stream, _, place| accept::arrival(&lanes, (&house, &kernel, &helper), stream, place);
             Ok::<_, io::Error>(net::listener::serve(listener, limit, stop, take))
         }
     };
@@ -193,7 +195,7 @@ async fn serve(settings: Arc<Settings>, policies: crate::policy::PolicySet, plac
 
     let stop = CancellationToken::new();
     let problems = Arc::new(Mutex::new(Vec::<String>::new()));
-    spawn_upkeep(&house, &lifecycle, &governor, &kernel, &settings, &problems, &stop);
+    spawn_upkeep(&house, &lifecycle, &governor, &kernel, &settings, &problems, &lanes, &stop);
     tokio::spawn(watch_policies(policies.clone()));
     spawn_until(&stop, trust::keep(trust, house.clone()));
     spawn_until(&stop, resolver.clone().run());
@@ -298,7 +300,8 @@ async fn signals(
 }
 
 /// Everything that happens by the clock. All of it runs on the main runtime: if that hangs, heartbeats stop, and the
-/// kernel refuses.
+/// kernel refuses. If a lane hangs, the service manager starts the daemon anew.
+#[expect(clippy::too_many_arguments, reason = "what happens by the clock has to do with everything")]
 fn spawn_upkeep(
     house: &Arc<House>,
     lifecycle: &Arc<Lifecycle>,
@@ -306,6 +309,7 @@ fn spawn_upkeep(
     kernel: &Arc<Kernel>,
     settings: &Settings,
     problems: &Arc<Mutex<Vec<String>>>,
+    lanes: &Arc<Lanes>,
     stop: &CancellationToken,
 ) {
     let beat = {
@@ -320,11 +324,13 @@ fn spawn_upkeep(
             }
         }
     };
-    let watchdog = async {
+    let lanes = lanes.clone();
+    let watchdog = async move {
         let Some(limit) = sd_notify::watchdog_enabled() else { return };
         let mut tick = tokio::time::interval(limit / 2);
         loop {
             tick.tick().await;
+            lanes.turn().await;
             tell(&[NotifyState::Watchdog]);
         }
     };

@@ -15,6 +15,7 @@ mod governor;
 mod harden;
 mod helper;
 mod journal;
+mod lanes;
 mod lifecycle;
 mod limits;
 mod listening;

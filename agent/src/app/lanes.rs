@@ -1,0 +1,147 @@
+//! Where connections run: a runtime for each processor, and each connection on one of them from beginning to end. What
+//! belongs to a connection stays with its processor, and nothing is stolen or woken across.
+
+use std::{
+    io,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    thread,
+};
+
+use tokio::{
+    runtime::{Builder, Handle},
+    sync::oneshot,
+};
+
+/// Runtimes, each with a thread of its own, which end with this.
+#[derive(Debug)]
+pub(super) struct Lanes(Vec<Lane>);
+
+#[derive(Debug)]
+struct Lane {
+    runtime: Handle,
+    /// How many connections run on it.
+    load: Arc<AtomicUsize>,
+    _open: oneshot::Sender<()>,
+}
+
+impl Lanes {
+    /// One for each processor that the process may use.
+    pub(super) fn open() -> io::Result<Self> {
+        (0..thread::available_parallelism()?.get()).map(|_| Lane::open()).collect::<Result<_, _>>().map(Self)
+    }
+
+    /// Runs `work` on the runtime that has the least to do.
+    pub(super) fn spawn(&self, work: impl Future<Output = ()> + Send + 'static) {
+        let Some(lane) = self.0.iter().min_by_key(|lane| lane.load.load(Ordering::Relaxed)) else { return };
+        let share = Share::of(&lane.load);
+        lane.runtime.spawn(async move {
+            work.await;
+            drop(share);
+        });
+    }
+
+    /// Whether all of them still take turns.
+    pub(super) async fn turn(&self) {
+        for lane in &self.0 {
+            let _ = lane.runtime.spawn(std::future::ready(())).await;
+        }
+    }
+}
+
+impl Lane {
+    fn open() -> io::Result<Self> {
+        let runtime = Builder::new_current_thread().enable_all().thread_name("portcullis").build()?;
+        let handle = runtime.handle().clone();
+        let (open, closed) = oneshot::channel::<()>();
+        thread::Builder::new().name("portcullis".into()).spawn(move || {
+            let _ = runtime.block_on(closed);
+        })?;
+        Ok(Self { runtime: handle, load: Arc::default(), _open: open })
+    }
+}
+
+/// One connection's part of the load.
+struct Share(Arc<AtomicUsize>);
+
+impl Share {
+    fn of(load: &Arc<AtomicUsize>) -> Self {
+        load.fetch_add(1, Ordering::Relaxed);
+        Self(Arc::clone(load))
+    }
+}
+
+impl Drop for Share {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+mod tests {
+    use std::collections::HashMap;
+
+    use tokio::sync::mpsc;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn work_stays_on_one_thread_and_is_shared_out() {
+        let lanes = Lanes((0..3).map(|_| Lane::open().unwrap()).collect());
+        let (tell, mut told) = mpsc::unbounded_channel();
+        let mut doors = Vec::new();
+        for _ in 0..6 {
+            let (open, opened) = oneshot::channel::<()>();
+            let tell = tell.clone();
+            lanes.spawn(async move {
+                let begun = thread::current().id();
+                tokio::task::yield_now().await;
+                tell.send(begun).unwrap();
+                let _ = opened.await;
+                assert_eq!(thread::current().id(), begun);
+                tell.send(begun).unwrap();
+            });
+            doors.push(open);
+        }
+        let mut threads = HashMap::new();
+        for _ in 0..6 {
+            *threads.entry(told.recv().await.unwrap()).or_insert(0) += 1;
+        }
+        assert_eq!(threads.values().copied().collect::<Vec<_>>(), [2, 2, 2]);
+        let loads = || lanes.0.iter().map(|lane| lane.load.load(Ordering::Relaxed)).collect::<Vec<_>>();
+        assert_eq!(loads(), [2, 2, 2]);
+        drop(doors);
+        for _ in 0..6 {
+            told.recv().await.unwrap();
+        }
+        lanes.turn().await;
+        assert_eq!(loads(), [0, 0, 0]);
+    }
+
+    #[tokio::test]
+    async fn what_panics_frees_its_place_and_ends_nothing_else() {
+        let lanes = Lanes(vec![Lane::open().unwrap()]);
+        lanes.spawn(async { panic!("on purpose") });
+        lanes.turn().await;
+        assert_eq!(lanes.0[0].load.load(Ordering::Relaxed), 0);
+        let (tell, told) = oneshot::channel();
+        lanes.spawn(async move { tell.send(()).unwrap() });
+        told.await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn with_the_lanes_their_work_ends() {
+        let lanes = Lanes(vec![Lane::open().unwrap()]);
+        let (held, dropped) = oneshot::channel::<()>();
+        lanes.spawn(async move {
+            std::future::pending::<()>().await;
+            drop(held);
+        });
+        lanes.turn().await;
+        drop(lanes);
+        assert!(dropped.await.is_err());
+    }
+}
