@@ -159,10 +159,10 @@ impl JsonMasker {
         let byte = rest[0];
         match (byte, self.expect) {
             (b' ' | b'\t' | b'\n' | b'\r', _) => self.put(out, byte),
-            (b'"', Expect::Key | Expect::KeyOrEnd) => self.token = Token::string(true),
+            (b'"', Expect::Key | Expect::KeyOrEnd) => return self.begin_string(true, rest, out),
             (b'"', Expect::Top | Expect::Value | Expect::ValueOrEnd) => {
                 self.begin_value();
-                self.token = Token::string(false);
+                return self.begin_string(false, rest, out);
             }
             (b'{' | b'[', Expect::Top | Expect::Value | Expect::ValueOrEnd) => self.open(byte, out)?,
             (b'}', Expect::KeyOrEnd) => self.close(byte, out)?,
@@ -267,7 +267,7 @@ impl JsonMasker {
         let raw = std::mem::take(&mut self.raw);
         // The last three are no JSON, but Python's, and have one meaning.
         let number = matches!(&*raw, b"NaN" | b"Infinity" | b"-Infinity");
-        if !number && serde_json::from_slice::<serde::de::IgnoredAny>(&raw).is_err() {
+        if !number && !is_decimal(&raw) && serde_json::from_slice::<serde::de::IgnoredAny>(&raw).is_err() {
             return Err(JsonError::Malformed);
         }
         if self.hidden.is_none() {
@@ -289,6 +289,21 @@ impl JsonMasker {
         self.raw.clear();
         self.end_value();
         Ok(())
+    }
+
+    /// Takes the quote, and all of the string where it is there as it is meant.
+    fn begin_string(&mut self, key: bool, rest: &[u8], out: &mut Vec<u8>) -> Result<usize, JsonError> {
+        match memchr::memchr2(b'"', b'\\', &rest[1..]) {
+            Some(len) if rest[1 + len] == b'"' && len <= WHOLE => {
+                let text = &rest[1..=len];
+                self.put_string(key, text, text, out);
+                Ok(len + 2)
+            }
+            _ => {
+                self.token = Token::string(key);
+                Ok(1)
+            }
+        }
     }
 
     fn in_string(&mut self, rest: &[u8], out: &mut Vec<u8>) -> Result<usize, JsonError> {
@@ -356,6 +371,24 @@ impl JsonMasker {
         } else {
             &raw
         };
+        match long {
+            Some(mut stream) => {
+                let mut clean = Vec::new();
+                stream.push(text, &mut clean);
+                self.hits.merge(&stream.finish(&mut clean));
+                escape(&clean, out);
+                out.push(b'"');
+                self.end_value();
+            }
+            None => self.put_string(key, &raw, text, out),
+        }
+        self.raw = raw;
+        self.raw.clear();
+        Ok(())
+    }
+
+    /// A string that was read whole: `raw` is as written, without its quotes, and `text` what it means.
+    fn put_string(&mut self, key: bool, raw: &[u8], text: &[u8], out: &mut Vec<u8>) {
         if let Some(Level::Object { path }) = self.levels.last().filter(|_| key && self.places()) {
             self.path.truncate(*path);
             self.path.push('/');
@@ -363,13 +396,7 @@ impl JsonMasker {
             let name = String::from_utf8_lossy(text).to_lowercase();
             self.path.push_str(&name.replace('~', "~0").replace('/', "~1"));
         }
-        if let Some(mut stream) = long {
-            let mut clean = Vec::new();
-            stream.push(text, &mut clean);
-            self.hits.merge(&stream.finish(&mut clean));
-            escape(&clean, out);
-            out.push(b'"');
-        } else if self.hidden.is_none() {
+        if self.hidden.is_none() {
             let mask = if key { None } else { self.mask() };
             let masked = match mask {
                 Some(mask) => {
@@ -382,26 +409,34 @@ impl JsonMasker {
                 Masked::Null if !key => out.extend_from_slice(b"null"),
                 Masked::Unchanged => {
                     out.push(b'"');
-                    out.extend_from_slice(&raw);
+                    out.extend_from_slice(raw);
                     out.push(b'"');
                 }
                 masked => quote(&masked.or_text(text), out),
             }
         }
-        self.raw = raw;
-        self.raw.clear();
         if key {
             self.expect = Expect::Colon;
         } else {
             self.end_value();
         }
-        Ok(())
     }
 }
 
 /// Bytes of numbers, `true`, `false` and `null`.
 fn is_word(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'+' | b'.')
+}
+
+/// Whether it is a number as most are written: an integer or a fraction, without an exponent (RFC 8259 section 6).
+fn is_decimal(raw: &[u8]) -> bool {
+    let digits = |text: &[u8]| !text.is_empty() && text.iter().all(u8::is_ascii_digit);
+    let unsigned = raw.strip_prefix(b"-").unwrap_or(raw);
+    let (integer, fraction) = match memchr::memchr(b'.', unsigned) {
+        Some(dot) => (&unsigned[..dot], &unsigned[dot + 1..]),
+        None => (unsigned, &b"0"[..]),
+    };
+    digits(integer) && digits(fraction) && (integer.len() == 1 || integer[0] != b'0')
 }
 
 fn quote(text: &[u8], out: &mut Vec<u8>) {

@@ -103,9 +103,8 @@ impl Report {
         if let Some(broken) = broken {
             result.push_str(&format!(", broken off: {broken}"));
         }
-        // A cut may be within a character.
-        let sample = String::from_utf8_lossy(&self.sample).trim_end_matches(char::REPLACEMENT_CHARACTER).to_owned();
-        let is_text = !sample.is_empty() && !sample.contains('\0');
+        let sample = text(std::mem::take(&mut self.sample));
+        let is_text = !sample.is_empty() && memchr::memchr(0, sample.as_bytes()).is_none();
         let body = EventBody::Result {
             seq: self.seq,
             result: result.into(),
@@ -200,6 +199,14 @@ impl Pipe {
         encoder.finish(out)?;
         Ok((hits, shown))
     }
+}
+
+/// What a sample says. A cut may be within a character.
+fn text(sample: Vec<u8>) -> String {
+    let mut text =
+        String::from_utf8(sample).unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned());
+    text.truncate(text.trim_end_matches(char::REPLACEMENT_CHARACTER).len());
+    text
 }
 
 /// Keeps the beginning.

@@ -120,7 +120,8 @@ impl Request {
     ) -> Result<Self, RequestError> {
         let fields = &head.headers;
         let offer = websocket::offered(head)?;
-        if let Some(name) = REROUTES.iter().find(|name| fields.contains_key(**name)) {
+        let mut names = fields.keys().map(HeaderName::as_str);
+        if let Some(name) = names.find_map(|name| REROUTES.iter().find(|reroutes| **reroutes == name)) {
             return Err(RequestError::Reroutes(name));
         }
         if matches!(credential.inject, Inject::SigV4(_)) && sigv4::is_streaming(fields) {
@@ -136,7 +137,8 @@ impl Request {
         };
         let parameters = parameters(query.as_deref().unwrap_or_default());
         let mut methods: SmallVec<[String; 2]> = smallvec::smallvec![head.method.as_str().to_owned()];
-        let named = OVERRIDES.iter().flat_map(|name| fields.get_all(*name)).filter_map(|value| value.to_str().ok());
+        let named = fields.iter().filter(|(name, _)| OVERRIDES.contains(&name.as_str()));
+        let named = named.filter_map(|(_, value)| value.to_str().ok());
         let asked = parameters.get("_method").cloned().flatten();
         for method in named.map(str::to_owned).chain(asked) {
             let method = method.trim().to_ascii_uppercase();

@@ -4,6 +4,7 @@ use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Response, StatusCode, header};
 use http_body_util::{BodyExt, Empty, Full};
 use hyper::body::{Body as _, Incoming};
+use smallvec::SmallVec;
 
 use super::{
     body::{MaskedBody, Pipe, Report},
@@ -63,9 +64,7 @@ pub async fn respond(
     // A reason phrase of the upstream's own, which nothing masks; and the version that it speaks.
     head.extensions.clear();
     head.version = http::Version::default();
-    for name in TAKEN {
-        head.headers.remove(*name);
-    }
+    take(&mut head.headers, TAKEN);
     report.masked(&mask_fields(&mut head.headers, &masks, &secrets));
     report.trailers(&head.headers);
     let content_type =
@@ -89,7 +88,7 @@ pub async fn respond(
         Err(error) => return refuse(report, &error.to_string()),
     };
     let mask_trailers = move |trailers: &mut HeaderMap| {
-        TAKEN.iter().for_each(|name| drop(trailers.remove(*name)));
+        take(trailers, TAKEN);
         mask_fields(trailers, &masks, &secrets)
     };
     if matches!(masker, Masker::Pass) {
@@ -108,7 +107,7 @@ pub async fn respond(
             Ok((bytes, changed, hits)) => {
                 head.headers.remove(header::CONTENT_LENGTH);
                 if changed {
-                    OF_BODY.iter().for_each(|name| drop(head.headers.remove(*name)));
+                    take(&mut head.headers, OF_BODY);
                     head.headers.remove(header::ETAG);
                 }
                 report.masked(&hits);
@@ -121,7 +120,7 @@ pub async fn respond(
         };
     }
     head.headers.remove(header::CONTENT_LENGTH);
-    OF_BODY.iter().for_each(|name| drop(head.headers.remove(*name)));
+    take(&mut head.headers, OF_BODY);
     weaken(&mut head.headers);
     let body = MaskedBody::new(body, keep, Pipe::new(masker, coding), report, mask_trailers);
     Ok(Response::from_parts(head, body.boxed_unsync()))
@@ -129,9 +128,7 @@ pub async fn respond(
 
 /// The upstream's answer to an upgrade that it agreed to, masked.
 pub fn respond_upgrade(offer: &Offer, mut fields: HeaderMap, cx: &ConnectionCx) -> Response<AnyBody> {
-    for name in TAKEN {
-        fields.remove(*name);
-    }
+    take(&mut fields, TAKEN);
     mask_fields(&mut fields, &cx.masks(), &cx.house.secrets.known());
     websocket::answer(offer, &mut fields);
     let mut response = Response::new(nothing());
@@ -144,16 +141,26 @@ fn nothing() -> AnyBody {
     Empty::new().map_err(|never| match never {}).boxed_unsync()
 }
 
+/// Takes fields out. Most have none of them, so that it is quicker to look at those that are there.
+fn take(fields: &mut HeaderMap, names: &[&str]) {
+    while let Some(name) = fields.keys().find(|name| names.contains(&name.as_str())).cloned() {
+        fields.remove(name);
+    }
+}
+
 /// Masks a small body as a whole; says whether it changed.
 async fn mask_whole(mut body: Incoming, keep: &Keep, mut masker: Masker) -> Result<(Bytes, bool, Hits), String> {
-    let (mut out, mut changed, mut original) = (Vec::new(), false, Vec::new());
+    let length = body.size_hint().exact().and_then(|length| usize::try_from(length).ok()).unwrap_or_default();
+    let (mut out, mut pieces) = (Vec::with_capacity(length + 64), SmallVec::<[Bytes; 2]>::new());
     while let Some(frame) = keep.run(body.frame()).await {
         let Ok(piece) = frame.map_err(|error| error.to_string())?.into_data() else { continue };
-        original.extend_from_slice(&piece);
         masker.push(&piece, &mut out).map_err(|error: super::masker::MaskError| error.to_string())?;
+        pieces.push(piece);
     }
     let hits = masker.finish(&mut out).map_err(|error| error.to_string())?;
-    changed |= out != original;
+    let mut rest = &out[..];
+    let same = pieces.iter().all(|piece| rest.strip_prefix(&piece[..]).map(|after| rest = after).is_some());
+    let changed = !same || !rest.is_empty();
     Ok((out.into(), changed, hits))
 }
 
