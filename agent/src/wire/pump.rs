@@ -2,6 +2,7 @@
 //! neither can block the other.
 
 use std::{
+    cell::Cell,
     io::{self, IoSlice},
     pin::Pin,
     sync::Arc,
@@ -20,6 +21,11 @@ const BULK: usize = 64 << 10;
 const PIECES: usize = 32;
 /// A frame up to this size is not charged for.
 const SMALL: usize = 64 << 10;
+
+thread_local! {
+    /// The buffer that the next peer of this thread reads into. It holds no bytes that anybody can see.
+    static SPARE: Cell<BytesMut> = Cell::default();
+}
 
 /// One peer: its socket, what was read and not yet cut, what waits to be written.
 #[derive(Debug)]
@@ -118,6 +124,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Side<S> {
         if self.ended {
             return Poll::Pending;
         }
+        if self.input.is_empty() && self.input.capacity() < self.wanted {
+            self.input = SPARE.take();
+        }
         self.input.reserve(self.wanted);
         match tokio_util::io::poll_read_buf(Pin::new(&mut self.io), cx, &mut self.input) {
             Poll::Ready(Ok(read)) => {
@@ -128,8 +137,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Side<S> {
             }
             Poll::Ready(Err(error)) => Poll::Ready(Err(error)),
             Poll::Pending => {
-                // Who has nothing to say keeps no large buffer.
-                if self.input.is_empty() && self.input.capacity() > 2 * READ {
+                // Who has nothing to say keeps no buffer. The next one who has finds it in the processor's cache.
+                if self.input.is_empty() && self.input.capacity() <= 2 * BULK {
+                    SPARE.set(std::mem::take(&mut self.input));
+                } else if self.input.is_empty() {
                     self.input = BytesMut::new();
                 }
                 Poll::Pending
@@ -164,5 +175,51 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Side<S> {
     pub async fn shutdown(&mut self) -> io::Result<()> {
         self.flush().await?;
         tokio::io::AsyncWriteExt::shutdown(&mut self.io).await
+    }
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+mod tests {
+    use tokio::io::{AsyncWriteExt, DuplexStream, duplex};
+
+    use super::*;
+
+    fn side() -> (DuplexStream, Side<DuplexStream>) {
+        let (near, far) = duplex(1 << 20);
+        (near, Side::new(far, BytesMut::new()))
+    }
+
+    async fn waits(side: &mut Side<DuplexStream>) {
+        assert!(std::future::poll_fn(|cx| Poll::Ready(side.poll_read(cx).is_pending())).await);
+    }
+
+    #[tokio::test]
+    async fn who_waits_has_no_buffer_and_what_was_read_stays() {
+        let (mut one, mut first) = side();
+        let (mut other, mut second) = side();
+        let mut kept = Vec::new();
+        for round in 0..200u8 {
+            waits(&mut first).await;
+            assert_eq!(first.input.capacity(), 0);
+            // Both by way of the same buffer, of sizes below, at and above what is read at once.
+            let size = [1, 100, READ - 1, READ, READ + 1, BULK, 3 * BULK][usize::from(round) % 7];
+            one.write_all(&vec![round; size]).await.unwrap();
+            other.write_all(&vec![!round; size]).await.unwrap();
+            for (side, byte) in [(&mut first, round), (&mut second, !round)] {
+                while side.input.len() < size {
+                    assert!(side.fill().await.unwrap());
+                }
+                assert!(side.input.iter().all(|read| *read == byte));
+            }
+            kept.push((round, first.input.split_to(size).freeze()));
+            // A part stays behind, and waits in its own buffer.
+            let part = second.input.split_off(size - 1);
+            kept.push((!round, std::mem::replace(&mut second.input, part).freeze()));
+            waits(&mut second).await;
+            assert_eq!(second.input[..], [!round]);
+            second.input.clear();
+        }
+        assert!(kept.iter().all(|(byte, bytes)| bytes.iter().all(|read| read == byte)));
     }
 }
