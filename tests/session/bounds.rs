@@ -314,3 +314,33 @@ async fn what_lasts_is_on_disk_first() {
         let _ = client.batch_execute("ROLLBACK").await;
     }
 }
+
+/// All of this runs on one thread, as the connections of a lane do.
+#[tokio::test]
+async fn a_long_statement_keeps_nobody_else_waiting() {
+    let server = server();
+    let house = TestHouse::new(&server, POLICY).unwrap();
+    let bystander = house.client().await.unwrap();
+    let client = house.client().await.unwrap();
+    bystander.simple_query("SELECT 1").await.unwrap();
+    // It takes long to read, and no time to refuse.
+    let statement = format!("SELECT 1 FROM payroll WHERE id IN (1{})", ",1".repeat(480 << 10));
+    let long = async {
+        let refused = client.simple_query(&statement).await.unwrap_err();
+        assert_eq!(refused.code().unwrap().code(), "42501");
+    };
+    let mut long = std::pin::pin!(long);
+    let mut meanwhile = 0;
+    loop {
+        tokio::select! {
+            biased;
+            () = &mut long => break,
+            // It would be one, had it to wait.
+            answer = bystander.simple_query("SELECT 1") => {
+                answer.unwrap();
+                meanwhile += 1;
+            }
+        }
+    }
+    assert!(meanwhile > 20, "{meanwhile} statements meanwhile");
+}

@@ -13,6 +13,7 @@ use std::{
 };
 
 use arc_swap::ArcSwap;
+use futures_util::FutureExt as _;
 use miette::{IntoDiagnostic, WrapErr, miette};
 use sd_notify::NotifyState;
 use tokio::{
@@ -27,7 +28,7 @@ use super::{
     desk::ControlDesk,
     governor::{GovernedFence, Governor, current},
     harden, journal,
-    lanes::Lanes,
+    lanes::{self, Lanes},
     lifecycle::{self, Lifecycle},
     listening,
     namespaces::Namespaces,
@@ -328,10 +329,16 @@ fn spawn_upkeep(
     let watchdog = async move {
         let Some(limit) = sd_notify::watchdog_enabled() else { return };
         let mut tick = tokio::time::interval(limit / 2);
+        let (mut turn, mut turned) = (Box::pin(lanes.turn()), Instant::now());
         loop {
             tick.tick().await;
-            lanes.turn().await;
-            tell(&[NotifyState::Watchdog]);
+            if turn.as_mut().now_or_never().is_some() {
+                (turn, turned) = (Box::pin(lanes.turn()), Instant::now());
+            }
+            // A huge statement keeps its lane for seconds. No agent may stop the daemon with that.
+            if turned.elapsed() < lanes::HUNG {
+                tell(&[NotifyState::Watchdog]);
+            }
         }
     };
     let expire = {

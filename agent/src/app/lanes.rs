@@ -8,12 +8,18 @@ use std::{
         atomic::{AtomicUsize, Ordering},
     },
     thread,
+    time::Duration,
 };
 
 use tokio::{
     runtime::{Builder, Handle},
     sync::oneshot,
 };
+
+/// Threads of a lane for what blocks, at most; more waits.
+const BLOCKING: usize = 64;
+/// A lane that has taken no turn for so long hangs.
+pub(super) const HUNG: Duration = Duration::from_secs(120);
 
 /// Runtimes, each with a thread of its own, which end with this.
 #[derive(Debug)]
@@ -43,17 +49,19 @@ impl Lanes {
         });
     }
 
-    /// Whether all of them still take turns.
+    /// Waits until each of them has taken a turn.
     pub(super) async fn turn(&self) {
-        for lane in &self.0 {
-            let _ = lane.runtime.spawn(std::future::ready(())).await;
+        let turns: Vec<_> = self.0.iter().map(|lane| lane.runtime.spawn(std::future::ready(()))).collect();
+        for turn in turns {
+            let _ = turn.await;
         }
     }
 }
 
 impl Lane {
     fn open() -> io::Result<Self> {
-        let runtime = Builder::new_current_thread().enable_all().thread_name("portcullis").build()?;
+        let mut runtime = Builder::new_current_thread();
+        let runtime = runtime.enable_all().thread_name("portcullis").max_blocking_threads(BLOCKING).build()?;
         let handle = runtime.handle().clone();
         let (open, closed) = oneshot::channel::<()>();
         thread::Builder::new().name("portcullis".into()).spawn(move || {

@@ -42,6 +42,10 @@ use crate::{
     wire::pump::Side,
 };
 
+/// From so many bytes on, others are not kept waiting while they are looked into: reading a statement takes a tenth of a
+/// microsecond for each.
+const LONG: usize = 256 << 10;
+
 /// A connection between two logged-in sides.
 pub struct Relay {
     cx: Arc<ConnectionCx>,
@@ -100,6 +104,14 @@ enum Step {
     UpstreamRefreshed(Frame),
 }
 
+/// How the loop goes on.
+enum Next {
+    Turn,
+    /// A frame of the client that waited is judged.
+    Again(Frame),
+    Over,
+}
+
 /// Whether the tables of a description were looked for in a reading that is newer than it.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Known {
@@ -149,47 +161,100 @@ impl Relay {
     }
 
     /// Runs to the end of the connection.
-    pub async fn run(mut self) -> Result<Ended, SessionError> {
-        let outcome = self.relay().await;
-        self.finish(&outcome);
+    pub async fn run(self) -> Result<Ended, SessionError> {
+        let (mut relay, outcome) = Box::new(self).relay().await;
+        relay.finish(&outcome);
         if let Err(error) = &outcome {
-            self.last_words(error).await;
+            relay.last_words(error).await;
         }
-        let ended = Ended { bytes_in: self.client.read_total(), bytes_out: self.client.output.total() };
+        let ended = Ended { bytes_in: relay.client.read_total(), bytes_out: relay.client.output.total() };
         outcome.map(|()| ended)
     }
 
-    async fn relay(&mut self) -> Result<(), Stop> {
+    async fn relay(mut self: Box<Self>) -> (Box<Self>, Result<(), Stop>) {
         loop {
-            self.drain_upstream()?;
-            self.drain_client()?;
-            if self.upstream.ended {
-                return self.upstream_gone().await;
-            }
-            if self.client.ended && !self.leaving {
-                self.leave();
-            }
-            match std::future::poll_fn(|cx| self.poll_step(cx)).await? {
-                Step::Io => {}
-                Step::Cancelled(asker) => {
-                    // Who asked may not wait for it any more.
-                    let _ = asker.send(self.cancel_wait());
+            let come = |input: &[u8]| if codec::declared(input) <= input.len() { input.len() } else { 0 };
+            let length = come(&self.client.input).max(come(&self.upstream.input));
+            let drained;
+            (self, drained) = self.aside(length, Self::drain).await;
+            let next = match drained {
+                Ok(()) => self.next().await,
+                Err(stop) => Err(stop),
+            };
+            match next {
+                Ok(Next::Turn) => {}
+                Ok(Next::Again(frame)) => {
+                    let judged;
+                    (self, judged) = self.aside(frame.bytes().len(), |relay| relay.client_frame_again(frame)).await;
+                    if judged.is_err() {
+                        return (self, judged);
+                    }
                 }
-                Step::Terminate => {
-                    return Err(SessionError::Ended((*self.cx.ending.get().unwrap_or(&"terminated")).into()));
-                }
-                Step::Answered(answer, then) => self.answered(answer, *then)?,
-                Step::Refreshed(frame) => {
-                    self.names.rechecked();
-                    self.read_for = true;
-                    self.client_frame_again(frame)?;
-                }
-                Step::UpstreamRefreshed(frame) => {
-                    self.observe();
-                    self.described(frame, Known::All)?;
-                }
+                Ok(Next::Over) => return (self, Ok(())),
+                Err(stop) => return (self, Err(stop)),
             }
         }
+    }
+
+    /// Does what it is for; where so many bytes are to be looked into that it takes long, on a thread of its own: others
+    /// share this one.
+    async fn aside<T: Send + 'static>(
+        mut self: Box<Self>,
+        length: usize,
+        work: impl FnOnce(&mut Self) -> T + Send + 'static,
+    ) -> (Box<Self>, T) {
+        if length < LONG {
+            let done = work(&mut self);
+            return (self, done);
+        }
+        let worked = tokio::task::spawn_blocking(move || {
+            let done = work(&mut self);
+            (self, done)
+        });
+        match worked.await {
+            Ok(worked) => worked,
+            Err(error) => match error.try_into_panic() {
+                Ok(panic) => std::panic::resume_unwind(panic),
+                // The runtime ends, and this with it.
+                Err(_) => std::future::pending().await,
+            },
+        }
+    }
+
+    fn drain(&mut self) -> Result<(), Stop> {
+        self.drain_upstream()?;
+        self.drain_client()
+    }
+
+    /// Waits for what can happen, and does it.
+    async fn next(&mut self) -> Result<Next, Stop> {
+        if self.upstream.ended {
+            return self.upstream_gone().await.map(|()| Next::Over);
+        }
+        if self.client.ended && !self.leaving {
+            self.leave();
+        }
+        match std::future::poll_fn(|cx| self.poll_step(cx)).await? {
+            Step::Io => {}
+            Step::Cancelled(asker) => {
+                // Who asked may not wait for it any more.
+                let _ = asker.send(self.cancel_wait());
+            }
+            Step::Terminate => {
+                return Err(SessionError::Ended((*self.cx.ending.get().unwrap_or(&"terminated")).into()));
+            }
+            Step::Answered(answer, then) => self.answered(answer, *then)?,
+            Step::Refreshed(frame) => {
+                self.names.rechecked();
+                self.read_for = true;
+                return Ok(Next::Again(frame));
+            }
+            Step::UpstreamRefreshed(frame) => {
+                self.observe();
+                self.described(frame, Known::All)?;
+            }
+        }
+        Ok(Next::Turn)
     }
 
     /// What can happen next. Termination comes first, so that the recorded cause is always the same.
