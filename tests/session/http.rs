@@ -4,12 +4,14 @@ use std::{
     io,
     pin::Pin,
     task::{Context, Poll},
+    time::Duration,
 };
 
 use portcullis::{
     policy::{TlsMode, TlsSpec},
     record::EventBody,
     session::Network as _,
+    wire::Limits,
 };
 use portcullis_tests::{PASSWORD, Seen, Server as _, TestHouse, Web, reviewer};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, ReadBuf};
@@ -398,7 +400,7 @@ credential = { source = "file", path = "{password}", inject = "header:x-second" 
         assert!(seen.header(other).is_none(), "{host} {seen:?}");
     }
     // The same over TLS, cut anywhere.
-    let net = portcullis::net::RuntimeCa::new(std::time::Duration::from_secs(60), &Default::default()).unwrap();
+    let net = portcullis::net::RuntimeCa::new(Duration::from_secs(60), &Default::default()).unwrap();
     let net = portcullis::net::Net::new(std::sync::Arc::new(net));
     let tls = TlsSpec { mode: TlsMode::Require, ca: None, client: None };
     for at in (0..400).step_by(23) {
@@ -412,7 +414,7 @@ credential = { source = "file", path = "{password}", inject = "header:x-second" 
                 let _ = client.read_to_end(&mut out).await;
                 out
             };
-            let out = tokio::time::timeout(std::time::Duration::from_secs(20), asked).await;
+            let out = tokio::time::timeout(Duration::from_secs(20), asked).await;
             let out = out.unwrap_or_else(|_| panic!("{host} cut at {at}: no answer"));
             assert_eq!(answers(&out)[0].status, 200, "{host} cut at {at}");
             let seen = web.seen().unwrap().pop().unwrap();
@@ -463,7 +465,7 @@ async fn what_was_approved_is_what_is_sent() {
     let held = house.held().await;
     drop(client);
     while house.house.holds.list().iter().any(|view| view.id == held.id && view.state.as_str() == "requested") {
-        tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+        tokio::time::sleep(Duration::from_millis(5)).await;
     }
     assert_eq!(web.seen().unwrap().len(), 1);
 }
@@ -822,6 +824,39 @@ async fn events_are_masked_by_place() {
         .map(|part| data_encoding::BASE64.encode(part));
     let answer = ask(&house, "POST", "/parts?type=text/event-stream", "", parts.join(".").as_bytes()).await;
     assert_eq!(answer.body, "data: {\"a\": 1}\n\n");
+}
+
+/// Models send images so. What waits for its end is charged for.
+#[tokio::test]
+async fn a_long_event_is_masked_as_long_as_there_is_memory() {
+    let web = Web::start().unwrap();
+    let house = house(&web, MASKS);
+    let event = |mib: usize| {
+        let image = "aGVsbG8h".repeat(mib << 17);
+        format!(
+            "data: {{\"n\": 1}}\n\ndata: {{\"image\": \"{image}\", \"email\": \"someone@example.com\"}}\n\ndata: [DONE]\n\n"
+        )
+    };
+    let broken = |house: &TestHouse, why: &str| {
+        let events = house.events().unwrap();
+        events.iter().any(|event| matches!(&event.body, EventBody::Result { result, .. } if result.contains(why)))
+    };
+    let answer = ask(&house, "POST", "/body?type=text/event-stream", "", event(3).as_bytes()).await;
+    assert!(answer.body == event(3).replace("someone@example.com", "[redacted]"), "{}", answer.body.len());
+    assert!(!broken(&house, "broken off"));
+    // Nobody waits for one that does not end.
+    let answer = ask(&house, "POST", "/body?type=text/event-stream", "", event(17).as_bytes()).await;
+    assert_eq!(answer.body, "data: {\"n\": 1}\n\n");
+    assert!(broken(&house, "a server-sent event is too long"));
+    // A connection has an eighth of this.
+    let limits = Limits { memory: 32 << 20, ..Limits::default() };
+    let house = TestHouse::with_limits(&web, &format!("{POLICY}{MASKS}"), limits).unwrap();
+    let answer = ask(&house, "POST", "/body?type=text/event-stream", "", event(3).as_bytes()).await;
+    assert_eq!(answer.body, "data: {\"n\": 1}\n\n");
+    assert!(broken(&house, "more memory would be used than may be"));
+    while house.house.memory.used() > 0 {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
 }
 
 #[tokio::test]

@@ -23,8 +23,11 @@ use crate::{
     mask::Hits,
     record::{EventBody, MaskedNote},
     session::ConnectionCx,
+    wire::{Charge, OverBudget},
 };
 
+/// How much may be held back of a body without being charged for, in bytes.
+const HELD: usize = 64 << 10;
 /// How much of a body the record keeps.
 pub const SAMPLE: usize = 4 << 10;
 
@@ -182,6 +185,11 @@ impl Pipe {
         Ok(more)
     }
 
+    /// Bytes that wait for what is still to come.
+    fn held(&self) -> usize {
+        self.masker.held()
+    }
+
     /// Ends the body. Returns what was masked and, of an encoded body, the beginning as the client reads it.
     ///
     /// # Errors
@@ -225,6 +233,8 @@ pub struct MaskedBody {
     input: Bytes,
     /// The pipe has more to do without more input.
     more: bool,
+    /// For what is held back, beyond what every connection may.
+    memory: Charge,
     trailers: Option<HeaderMap>,
     report: Option<Report>,
     mask_fields: Box<dyn FnMut(&mut HeaderMap) -> Hits + Send>,
@@ -245,6 +255,7 @@ impl MaskedBody {
             pipe: Some(pipe),
             input: Bytes::new(),
             more: false,
+            memory: Charge::default(),
             trailers: None,
             report: Some(report),
             mask_fields: Box::new(mask_fields),
@@ -259,6 +270,20 @@ impl MaskedBody {
             }
             report.end(broken);
         }
+    }
+
+    /// Charges for what is held back: thrice, for it is copied where it is read and masked.
+    fn charge(&mut self, held: usize) -> Result<(), OverBudget> {
+        let needed = if held > HELD { held * 3 } else { 0 };
+        let has = self.memory.bytes();
+        if needed > has || (needed == 0 && has > 0) {
+            // The old charge goes first: the new one is for the same bytes.
+            self.memory = Charge::default();
+            if let Some(report) = self.report.as_ref().filter(|_| needed > 0) {
+                self.memory = report.cx.memory.charge(needed.next_power_of_two())?;
+            }
+        }
+        Ok(())
     }
 
     fn broken(&mut self, error: BodyError) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
@@ -315,6 +340,10 @@ impl Body for MaskedBody {
                 match pipe.push(&mut this.input, &mut out) {
                     Ok(more) => this.more = more,
                     Err(error) => return this.broken(error.into()),
+                }
+                let held = pipe.held();
+                if let Err(error) = this.charge(held) {
+                    return this.broken(MaskError::from(error).into());
                 }
                 if !out.is_empty() {
                     return this.sent(out.into());

@@ -69,6 +69,9 @@ pub trait MaskPieces: Send {
     /// It cannot be looked into.
     fn push(&mut self, piece: &[u8], out: &mut Vec<u8>) -> Result<(), MaskError>;
 
+    /// Bytes that wait for what is still to come, beyond some KiB.
+    fn held(&self) -> usize;
+
     /// Ends the body.
     ///
     /// # Errors

@@ -10,12 +10,13 @@ use super::{coding::CodingError, lens::MaskPieces};
 use crate::{
     action::Unresolved,
     mask::{Hits, JsonError, JsonMasker, KnownSecrets, MaskSet, REDACTED, StreamScrubber},
+    wire::OverBudget,
 };
 
 /// Longest message of gRPC, in bytes: what its libraries take by default.
 const MESSAGE_MAX: usize = 4 << 20;
-/// Longest event of a stream of server-sent events, in bytes.
-pub const EVENT_MAX: usize = 1 << 20;
+/// Longest event of a stream of server-sent events, in bytes. Models send images in one.
+pub const EVENT_MAX: usize = 16 << 20;
 
 /// Masks one body.
 pub enum Masker {
@@ -53,6 +54,9 @@ pub enum MaskError {
     /// It cannot be decoded.
     #[error(transparent)]
     Coding(#[from] CodingError),
+    /// An event or a message is longer than there is memory for.
+    #[error(transparent)]
+    Memory(#[from] OverBudget),
 }
 
 impl Masker {
@@ -123,6 +127,17 @@ impl Masker {
             }
         }
         Ok(())
+    }
+
+    /// Bytes that wait for the end of an event or a message.
+    pub fn held(&self) -> usize {
+        match self {
+            Self::Events { event, .. } => event.len(),
+            Self::Messages { message, .. } => message.len(),
+            Self::Other(masker) => masker.held(),
+            // Bounded by some KiB.
+            Self::Pass | Self::Json(_) | Self::Text(_) | Self::Hidden { .. } => 0,
+        }
     }
 
     /// Ends the body.

@@ -161,6 +161,10 @@ impl MaskPieces for Deltas {
         Ok(())
     }
 
+    fn held(&self) -> usize {
+        self.event.len()
+    }
+
     fn finish(mut self: Box<Self>, out: &mut Vec<u8>) -> Result<Hits, MaskError> {
         let rest = std::mem::take(&mut self.event);
         if !rest.is_empty() {

@@ -11,8 +11,9 @@
 //! tokens, price and time. The session's other commands refer to the turn they came from (`identity::Turns`).
 //!
 //! A refusal is problem details that are also an error as both families of clients read it. Limits: requests of
-//! `limits.command` bytes, answers that are read up to [`told::ANSWER_MAX`]; beyond, the answer passes, masked, and its tokens are
-//! guessed. Budgets are kept in memory: a daemon that starts anew starts them anew.
+//! `limits.command` bytes, answers, or each event of one that streams, that are read up to [`told::ANSWER_MAX`]; beyond, it
+//! passes, masked, and where it would have told the tokens they are guessed. Budgets are kept in memory: a daemon that starts
+//! anew starts them anew.
 
 mod ask;
 mod budget;

@@ -7,10 +7,7 @@ use std::{collections::BTreeMap, sync::Arc};
 use serde_json::Value;
 
 use super::ask::{Api, cut};
-use crate::{
-    action::CallNote,
-    protocol::http::{EVENT_MAX, is_whole_event},
-};
+use crate::{action::CallNote, protocol::http::is_whole_event};
 
 /// Longest answer in one piece that is read, in bytes.
 pub const ANSWER_MAX: usize = 1 << 20;
@@ -35,7 +32,11 @@ pub struct Told {
 #[derive(Debug)]
 enum Form {
     Whole(Vec<u8>),
-    Events(Vec<u8>),
+    /// Event by event; `long`: of this one only the end is waited for.
+    Events {
+        event: Vec<u8>,
+        long: bool,
+    },
     /// Too long to be read.
     Passed,
 }
@@ -249,7 +250,7 @@ impl Told {
     /// Of an answer of this type.
     pub fn new(api: Api, content_type: &str) -> Self {
         let is_stream = content_type.trim_start().to_ascii_lowercase().starts_with("text/event-stream");
-        let form = if is_stream { Form::Events(Vec::new()) } else { Form::Whole(Vec::new()) };
+        let form = if is_stream { Form::Events { event: Vec::new(), long: false } } else { Form::Whole(Vec::new()) };
         Self { api, form, said: Said::default(), bytes: 0 }
     }
 
@@ -261,17 +262,22 @@ impl Told {
                 all.extend_from_slice(piece);
                 all.len() > ANSWER_MAX
             }
-            Form::Events(event) => {
+            Form::Events { event, long } => {
                 for byte in piece {
                     event.push(*byte);
                     if is_whole_event(event) {
-                        if let Some(value) = data(event) {
+                        if !*long && let Some(value) = data(event) {
                             self.said.event(self.api, &value);
                         }
                         event.clear();
+                        *long = false;
+                    } else if event.len() > ANSWER_MAX {
+                        // Others may follow that can be read. What ends an event has four bytes at most.
+                        *long = true;
+                        event.drain(..event.len() - 4);
                     }
                 }
-                event.len() > EVENT_MAX
+                false
             }
             Form::Passed => false,
         };
@@ -402,6 +408,30 @@ mod tests {
             json!({"type": "response.completed", "response": whole}),
         ]);
         check(&told(Api::Responses, "text/event-stream", &bytes), "completed");
+    }
+
+    #[test]
+    fn after_an_event_that_is_too_long_to_be_read_the_next_one_is() {
+        let usage = json!({"input_tokens": 12, "output_tokens": 7});
+        let end = stream(&[json!({"type": "response.completed",
+            "response": {"id": "a1", "model": "m", "status": "completed", "usage": usage}})]);
+        let image = |fill: usize| {
+            // What it says must not be taken for what the answer says of itself.
+            let response = json!({"id": "no", "usage": {"input_tokens": 1, "output_tokens": 1}});
+            stream(&[json!({"type": "response.completed", "response": response, "image": "x".repeat(fill)})])
+        };
+        for fill in (ANSWER_MAX..ANSWER_MAX + 9).chain([3 * ANSWER_MAX]) {
+            let long = image(fill);
+            let mut told = Told::new(Api::Responses, "text/event-stream");
+            // Its end comes in pieces.
+            told.push(&long[..long.len() - 3]);
+            for byte in &long[long.len() - 3..] {
+                told.push(&[*byte]);
+            }
+            told.push(&end);
+            let said = told.finish().0;
+            assert_eq!((said.id.as_deref(), said.input, said.output), (Some("a1"), Some(12), Some(7)), "{fill}");
+        }
     }
 
     #[test]
