@@ -354,18 +354,13 @@ async fn a_very_long_answer_comes_through_masked() {
                 models.ask(path, &asked(path, &format!("long: {LENGTH} {PASSWORD} at last"), stream), "").await;
             assert_eq!(answer.status, 200, "{path} {:.500}", answer.body);
             assert!(!answer.body.contains(PASSWORD), "{path} {stream}");
-            if stream && number == 2 {
-                // An event at the end has all of the text: longer than any that can be looked into.
-                let (stop, failed, ..) = models.answers().pop().unwrap();
-                assert!(failed && !answer.body.contains("at last"), "{stop}");
-                continue;
-            }
             assert!(answer.body.len() > LENGTH, "{path} {stream}");
             assert!(answer.body.matches("and so on ").count() >= LENGTH / 10 - 100, "{path} {stream}");
             assert!(answer.body.contains("[redacted] at last"), "{path} {stream}");
             let (stop, failed, _, usage) = models.answers().pop().unwrap();
             assert!(!failed, "{path} {stop}");
-            if stream {
+            // The event at the end of the third form has all of the text and the tokens: longer than what is read.
+            if stream && number < 2 {
                 assert_eq!((usage.input, usage.output, usage.estimated), (120, 30, false), "{path}");
             } else {
                 assert!(usage.estimated && usage.output >= LENGTH as u64 / 4, "{path} {stream} {usage:?}");
