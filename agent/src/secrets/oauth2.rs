@@ -9,6 +9,8 @@
 //! the new one is written to the state folder, readable by the daemon alone, before the token that came with it is used,
 //! and it counts as long as the source still gives the one it replaced. An exchange that has begun goes on when nobody
 //! waits for it any more.
+//!
+//! One file, because fetching, keeping and replacing a token are one protocol, of which each half relies on the other.
 
 use std::{
     io::{self, Write as _},

@@ -271,4 +271,26 @@ mod tests {
             assert_eq!(self::masker().push(&wrong, &mut Vec::new()), Err(MaskError::Message));
         }
     }
+
+    /// What waits is told, whatever it waits for: it is charged for by that.
+    #[test]
+    fn what_waits_for_its_end_is_counted() {
+        let masks = Arc::new(MaskSet::none());
+        let secrets = Arc::new(KnownSecrets::new([&b"correct-horse-battery"[..]]));
+        let of = |kind| Masker::new(&masks, &secrets, kind).unwrap();
+        let mut out = Vec::new();
+        for (kind, cut, rest) in [
+            ("text/event-stream", &b"data: 1\n\ndata: {\"a"[..], &b"\": 1}\n\n"[..]),
+            ("application/grpc", b"\0\0\0\0\x01a\0\0\0\0\x05bcd", b"ef"),
+        ] {
+            let mut masker = of(kind);
+            masker.push(cut, &mut out).unwrap();
+            assert_eq!(masker.held(), cut.len() - if kind == "application/grpc" { 6 } else { 9 }, "{kind}");
+            masker.push(rest, &mut out).unwrap();
+            assert_eq!(masker.held(), 0, "{kind}");
+        }
+        let mut text = of("text/plain");
+        text.push(&[b'x'; 1 << 20], &mut out).unwrap();
+        assert_eq!(text.held(), 0);
+    }
 }

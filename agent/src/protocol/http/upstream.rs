@@ -1,4 +1,5 @@
-//! The connection toward the upstream.
+//! The connection toward the upstream: made, kept, given up, and what is sent on it, once or twice. One file, because who
+//! may use a connection again depends on all of these.
 
 use std::{
     future::poll_fn,
