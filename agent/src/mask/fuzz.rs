@@ -78,6 +78,11 @@ pub fn json(data: &[u8]) {
     };
     let whole = run(text, text.len().max(1));
     assert_eq!(run(text, choice / 2 % 23 + 1), whole, "a cut changes nothing");
+    if JsonMasker::new(Arc::clone(&masks), Arc::clone(&secrets)).passes(text) {
+        // A number that is too long for the memory it may have is no such thing where it stays where it is.
+        let same = whole == Ok((text.to_vec(), Hits::default())) || whole == Err(JsonError::TooComplex);
+        assert!(same, "at a glance it was clean: {:?}", show(text));
+    }
     let read = |text: &[u8]| {
         let values = serde_json::Deserializer::from_slice(text).into_iter::<serde_json::Value>();
         values.collect::<Result<Vec<_>, _>>().is_ok()

@@ -256,6 +256,13 @@ impl MaskSet {
         Masked::Text(Cow::Owned(out))
     }
 
+    /// Whether neither the detectors nor the known secrets find anything in a text.
+    pub fn is_clean(&self, text: &[u8], secrets: &KnownSecrets) -> bool {
+        let mut found = SmallVec::new();
+        self.find(text, secrets, &mut found);
+        found.is_empty()
+    }
+
     fn find(&self, text: &[u8], secrets: &KnownSecrets, found: &mut SmallVec<[Found; 4]>) {
         secrets.find(text, |range| found.push(secret(range)));
         // What stands beside a secret ends where that begins: with it gone, it would be found in what is left.

@@ -43,6 +43,11 @@ impl StreamScrubber {
         Self { masks, secrets, buffer: Vec::new(), sent: 0, open: None, hits: Hits::default() }
     }
 
+    /// Whether this is all of a text that would come out as it is.
+    pub fn passes(&self, whole: &[u8]) -> bool {
+        self.masks.is_clean(whole, &self.secrets)
+    }
+
     /// Takes the next piece and appends to `out` what can be sent by now.
     pub fn push(&mut self, piece: &[u8], out: &mut Vec<u8>) {
         // In slices, so that a large piece does not make the buffer as large.

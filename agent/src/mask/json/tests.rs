@@ -1,5 +1,8 @@
+use proptest::prelude::*;
+
 use super::*;
 use crate::action::{Detector, MaskSpec, MaskWith};
+use crate::mask::detect;
 
 const SECRET: &str = "hunter2-\"very\\secret\"";
 
@@ -153,4 +156,98 @@ fn long_strings_are_masked_in_bounded_memory() {
     let value: serde_json::Value = serde_json::from_str(&out).unwrap();
     let expected = format!("{0}[redacted] {0}", "lorem ipsum ".repeat(20_000));
     assert!(value["a"].as_str().unwrap() == expected, "too long to be shown");
+}
+
+#[test]
+fn what_is_clean_is_told_at_a_glance() {
+    let passes = |text: &str| masker(&[], &detect::ALL, MaskWith::Redact).passes(text.as_bytes());
+    for clean in ["{}", "[1, 2.5, -3e7, true, null]", "\"\"", r#"{"a": "b", "c": [{"d": "4111 1111"}]}"#, " 7\n"] {
+        assert!(passes(clean), "{clean}");
+        assert_eq!(
+            masked(|| masker(&[], &detect::ALL, MaskWith::Redact), clean),
+            Ok((clean.to_owned(), Hits::default()))
+        );
+    }
+    for other in [
+        "",
+        "{",
+        "nothing",
+        "1 2",
+        "[4111111111111111]",
+        r#"["a@b.com"]"#,
+        // Nobody looks behind an escape here.
+        r#"["\n"]"#,
+        r#"["a\u0040b.com"]"#,
+    ] {
+        assert!(!passes(other), "{other}");
+    }
+    assert!(!masker(&["a"], &[], MaskWith::Redact).passes(b"{}"), "a place is masked, or may be");
+}
+
+/// Parts of what is found by its looks, as strings and numbers have them.
+fn parts() -> impl Strategy<Value = String> {
+    let parts = [
+        "4111111111111111",
+        "4111",
+        " ",
+        "1111",
+        "-",
+        "5500-0000-0000-0004",
+        "DE89370400440532013000",
+        "GB82 WEST 1234 5698",
+        " 7654 32",
+        "a",
+        "someone",
+        "@",
+        "example.com",
+        ".",
+        "ghp_",
+        "012345678901234567890123456789abcdef",
+        "-----BEGIN ",
+        "PRIVATE KEY-----",
+        "eyJhbGciOiJIUzI1NiJ9",
+        ",",
+        ":",
+        "'",
+        "hunter2-",
+        "x",
+        "ü",
+        "{",
+        "]",
+        "AKIA",
+        "ABCDEFGHIJKLMNOP",
+    ];
+    prop::collection::vec(prop::sample::select(parts.to_vec()), 0..5).prop_map(|parts| parts.concat())
+}
+
+fn numbers() -> impl Strategy<Value = String> {
+    let numbers =
+        ["4111111111111111", "-4111111111111111", "4111", "1111", "1.4111111111111111", "4111111111111111.5", "0"];
+    prop::sample::select(numbers.to_vec()).prop_map(str::to_owned)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(4096))]
+
+    /// Whatever stands beside it, what would be masked in a part of a text is no clean text.
+    #[test]
+    fn what_passes_at_a_glance_is_what_nothing_is_masked_in(
+        items in prop::collection::vec(prop_oneof![parts().prop_map(|text| format!("\"{text}\"")), numbers()], 1..5),
+        between in prop::sample::select(vec![",", ", ", " ,", ",\n"]),
+        object in any::<bool>(),
+    ) {
+        let text = if object {
+            let items: Vec<_> = items.iter().map(|item| format!("\"k\":{item}")).collect();
+            format!("{{{}}}", items.join(between))
+        } else {
+            format!("[{}]", items.join(between))
+        };
+        let make = || masker(&[], &detect::ALL, MaskWith::Redact);
+        if make().passes(text.as_bytes()) {
+            let (mut masker, mut out) = (make(), Vec::new());
+            masker.push(text.as_bytes(), &mut out).unwrap();
+            prop_assert_eq!(masker.finish(&mut out), Ok(Hits::default()), "{}", text);
+            prop_assert_eq!(String::from_utf8(out).unwrap(), text);
+        }
+    }
 }

@@ -95,6 +95,16 @@ impl Masker {
         Ok(Self::Text(Box::new(StreamScrubber::new(masks, secrets))))
     }
 
+    /// Whether this is all of a body that would come out as it is; `false` says nothing. Only before the first piece.
+    pub fn passes(&self, whole: &[u8]) -> bool {
+        match self {
+            Self::Pass => true,
+            Self::Json(masker) => masker.passes(whole),
+            Self::Text(scrubber) => scrubber.passes(whole),
+            Self::Events { .. } | Self::Messages { .. } | Self::Hidden { .. } | Self::Other(_) => false,
+        }
+    }
+
     /// Takes the next piece and appends to `out` what can be sent by now. Not for [`Masker::Pass`].
     ///
     /// # Errors
