@@ -9,7 +9,7 @@ use crate::{
     action::ProcessFacts,
     bpf::Kernel,
     identity,
-    net::listener::Place,
+    net::{Gathered, listener::Place},
     record::{Event, EventBody},
     session::{self, Arrival, House},
 };
@@ -47,7 +47,7 @@ pub(super) fn arrival(
             Ok(stream) => stream,
             Err(error) => return refused(&house, format!("connection that cannot be read: {error}"), process),
         };
-        let arrival = Arrival { io: Box::new(stream), origin: origin.address, session, process };
+        let arrival = Arrival { io: Box::new(Gathered::new(stream)), origin: origin.address, session, process };
         session::serve(house, arrival).await;
         drop(place);
     });

@@ -16,6 +16,8 @@ use tokio::{
     sync::oneshot,
 };
 
+use crate::net::gathered::send_gathered;
+
 /// Threads of a lane for what blocks, at most; more waits.
 const BLOCKING: usize = 64;
 /// A lane that has taken no turn for so long hangs.
@@ -63,6 +65,7 @@ impl Lane {
         let mut runtime = Builder::new_current_thread();
         let runtime = runtime.enable_all().thread_name("portcullis").max_blocking_threads(BLOCKING).build()?;
         let handle = runtime.handle().clone();
+        runtime.spawn(send_gathered());
         let (open, closed) = oneshot::channel::<()>();
         thread::Builder::new().name("portcullis".into()).spawn(move || {
             let _ = runtime.block_on(closed);

@@ -6,6 +6,7 @@
 pub mod ca;
 pub mod deaf;
 mod dial;
+pub mod gathered;
 pub mod handed;
 pub mod listener;
 pub mod namespace;
@@ -16,6 +17,7 @@ mod tests;
 mod tls;
 
 pub use ca::{RuntimeCa, Scope};
+pub use gathered::Gathered;
 
 use std::{net::IpAddr, sync::Arc};
 
@@ -59,7 +61,7 @@ impl Network for Net {
     }
 
     fn dial<'a>(&'a self, address: &'a str) -> BoxFuture<'a, Result<BoxIo, NetError>> {
-        Box::pin(async move { Ok(Box::new(dial::dial(&self.names, address).await?) as BoxIo) })
+        Box::pin(async move { Ok(Box::new(Gathered::new(dial::dial(&self.names, address).await?)) as BoxIo) })
     }
 
     fn secure<'a>(
