@@ -50,7 +50,9 @@ mod path {
 
     #[inline(never)]
     pub fn append(recorder: &Recorder, told: &Told, event: Event) -> Result<()> {
-        recorder.append_of(told, event)?;
+        let Event { timestamp, tenant, workload, session_id, connection_id, trace_id, upstream, body } = event;
+        let whole = |body| Event { timestamp, tenant, workload, session_id, connection_id, trace_id, upstream, body };
+        recorder.append_of(told, connection_id, body, whole)?;
         Ok(())
     }
 }

@@ -284,14 +284,46 @@ pub struct HttpFacts {
     pub path: String,
     /// Parameters of the query, decoded. One that stands there twice has no value that all would agree on: `None`.
     pub query: BTreeMap<String, Option<String>>,
-    /// Header fields by name in lower case, those of one name joined by `, `. Without credentials.
-    pub headers: BTreeMap<String, String>,
+    /// Header fields, without credentials.
+    pub headers: Fields,
     /// The protocol that it would go on with, `websocket`; empty for none.
     pub upgrade: String,
     /// Its body.
     pub body: Body,
     /// What it asks of a model.
     pub llm: Option<LlmFacts>,
+}
+
+/// Header fields as they came, taken apart only where somebody asks.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Fields(String);
+
+impl Fields {
+    /// For fields that take this many bytes, names and values together.
+    pub fn with_capacity(fields: usize, bytes: usize) -> Self {
+        Self(String::with_capacity(bytes + 3 * fields))
+    }
+
+    /// Appends one: its name in lower case, and its value, which has no line feed.
+    pub fn push(&mut self, name: &str, value: &str) {
+        for piece in [name, ": ", value, "\n"] {
+            self.0.push_str(piece);
+        }
+    }
+
+    /// By name, those of one name joined by `, `.
+    pub fn by_name(&self) -> BTreeMap<&str, String> {
+        let mut all = BTreeMap::<_, String>::new();
+        for (name, value) in self.0.split_terminator('\n').filter_map(|field| field.split_once(": ")) {
+            all.entry(name)
+                .and_modify(|text| {
+                    text.push_str(", ");
+                    text.push_str(value);
+                })
+                .or_insert_with(|| value.to_owned());
+        }
+        all
+    }
 }
 
 /// Facts about one request to a model: `llm.*` in a `when`.

@@ -88,6 +88,7 @@ impl Token {
 impl JsonMasker {
     /// Starts at the beginning of a text.
     pub fn new(masks: Arc<MaskSet>, secrets: Arc<KnownSecrets>) -> Self {
+        let places = masks.has_places();
         Self {
             masks,
             secrets,
@@ -95,7 +96,7 @@ impl JsonMasker {
             token: Token::None,
             raw: Vec::new(),
             levels: Vec::new(),
-            path: "$".into(),
+            path: if places { "$".into() } else { String::new() },
             hidden: None,
             hits: Hits::default(),
             failed: None,

@@ -213,7 +213,7 @@ impl CelFacts {
     fn add_http(&mut self, http: &HttpFacts) {
         // What has no one value is not there: to ask for it leaves the expression unanswered.
         let query = http.query.iter().filter_map(|(name, value)| Some((name.clone(), Value::from(value.as_deref()?))));
-        let headers = http.headers.iter().map(|(name, value)| (name.clone(), Value::from(value.as_str())));
+        let headers = http.headers.by_name().into_iter().map(|(name, value)| (name.to_owned(), Value::from(value)));
         let mut facts: HashMap<&str, Value> = HashMap::from([
             ("method", Value::from(http.method.as_str())),
             ("host", Value::from(http.host.as_str())),

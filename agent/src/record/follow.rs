@@ -1,6 +1,12 @@
 //! The log as it grows.
 
-use std::path::PathBuf;
+use std::{
+    path::PathBuf,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+};
 
 use futures_util::{Stream, stream};
 use tokio::sync::broadcast::{self, error::RecvError};
@@ -25,11 +31,28 @@ pub struct Follower {
     reader: Option<Box<Events>>,
     /// What the channel gave last; what is missing before it is read from the segments first.
     held: Option<Recorded>,
+    _following: Following,
+}
+
+/// Counted for as long as it is.
+pub(super) struct Following(Arc<AtomicUsize>);
+
+impl Following {
+    pub(super) fn new(count: &Arc<AtomicUsize>) -> Self {
+        count.fetch_add(1, Ordering::Relaxed);
+        Self(Arc::clone(count))
+    }
+}
+
+impl Drop for Following {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 impl Follower {
-    pub(super) fn new(dir: PathBuf, next: u64, live: broadcast::Receiver<Recorded>) -> Self {
-        Self { dir, next, live, backlog: Vec::new(), reader: None, held: None }
+    pub(super) fn new(dir: PathBuf, next: u64, live: broadcast::Receiver<Recorded>, following: Following) -> Self {
+        Self { dir, next, live, backlog: Vec::new(), reader: None, held: None, _following: following }
     }
 
     /// The next event; `None` once the recorder is closed and everything was given. Errors: the log cannot be read, or

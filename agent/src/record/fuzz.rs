@@ -33,7 +33,9 @@ pub fn event(data: &[u8]) {
     assert_eq!(known.read(&json).as_ref(), Some(&first), "an event in full is read as it was written");
     let Some(read) = known.read(data) else { return };
     let mut again = Vec::new();
-    if brief::write(&read, &mut again).is_some() && data.first() != Some(&b'{') {
+    if brief::write(read.connection_id, &read.body, &mut again).is_some() && data.first() != Some(&b'{') {
+        let time = brief::stamp(&again);
+        again[time].copy_from_slice(read.timestamp.as_bytes());
         assert_eq!(known.read(&again).as_ref(), Some(&read), "an event in short is read as it was written");
     }
 }

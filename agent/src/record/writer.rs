@@ -9,7 +9,7 @@ use std::{
     path::PathBuf,
     sync::{
         Arc, Condvar, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicU64, AtomicUsize, Ordering},
     },
     thread::JoinHandle,
     time::{Duration, Instant},
@@ -19,8 +19,10 @@ use jiff::Timestamp;
 use tokio::sync::{broadcast, watch};
 
 use super::{
-    Event, EventBody, Follower, RecordError, Told, brief,
+    Event, EventBody, Follower, RecordError, Told,
+    brief::{self, STAMP_BLANK},
     clock::Clock,
+    follow::Following,
     format::{HEADER, Hash, RECORD, SegmentHeader, link},
     keys::{PublicKey, Signer},
     open::{self, Allocate, Lock, Spare},
@@ -34,9 +36,6 @@ pub(super) const SYNC_WITHIN: Duration = Duration::from_millis(100);
 
 /// How long a full disk is believed to be full.
 const FULL_FOR: Duration = Duration::from_secs(1);
-
-/// The place of the time, until the lock is held.
-const STAMP_BLANK: &str = "0000-00-00T00:00:00.000000Z";
 
 /// How the record is kept.
 #[derive(Clone, Debug)]
@@ -101,6 +100,8 @@ pub(super) struct Shared {
     pub(super) wake_upkeep: Condvar,
     pub(super) durable: watch::Sender<Durable>,
     pub(super) events: broadcast::Sender<Recorded>,
+    /// How many follow; grows under the lock of `state`.
+    followers: Arc<AtomicUsize>,
     /// Number of the segment that is written; changes under the lock of `state`.
     segment: AtomicU64,
     _lock: Lock,
@@ -151,6 +152,7 @@ impl Recorder {
             settings: settings.clone(),
             durable: watch::channel(Durable { seq: opened.durable_seq, failed: None }).0,
             events: broadcast::channel(1024).0,
+            followers: Arc::default(),
             segment: AtomicU64::new(opened.active.number),
             state: Mutex::new(State {
                 active: opened.active,
@@ -194,9 +196,18 @@ impl Recorder {
     }
 
     /// The same for an event of a connection, each of whose events names the same `told`: those after the first of a
-    /// segment may leave out what that has told.
-    pub fn append_of(&self, told: &Told, event: Event) -> Result<Position, RecordError> {
-        self.shared().append(event, Some(told))
+    /// segment may leave out what that has told, and `whole` is asked for it only where they do not.
+    pub fn append_of(
+        &self,
+        told: &Told,
+        connection: u64,
+        body: EventBody,
+        whole: impl FnOnce(EventBody) -> Event,
+    ) -> Result<Position, RecordError> {
+        if let Some(position) = self.shared().append_short(told, connection, &body)? {
+            return Ok(position);
+        }
+        self.shared().append(whole(body), Some(told))
     }
 
     /// Waits until everything up to a position is on disk, together with whoever else waits. Cancel safe.
@@ -235,7 +246,8 @@ impl Recorder {
     pub fn follow(&self) -> Follower {
         let shared = self.shared();
         let state = shared.lock();
-        Follower::new(shared.settings.dir.clone(), state.active.seq + 1, shared.events.subscribe())
+        let following = Following::new(&shared.followers);
+        Follower::new(shared.settings.dir.clone(), state.active.seq + 1, shared.events.subscribe(), following)
     }
 
     /// The place of the last event.
@@ -312,41 +324,42 @@ impl Shared {
         })
     }
 
-    pub(super) fn append(&self, mut event: Event, told: Option<&Told>) -> Result<Position, RecordError> {
-        thread_local! {
-            static BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+    /// In short, where the segment that is written knows the connection and nobody follows.
+    fn append_short(&self, told: &Told, connection: u64, body: &EventBody) -> Result<Option<Position>, RecordError> {
+        let segment = self.segment.load(Ordering::Acquire);
+        if !told.is(segment) || self.followers.load(Ordering::Relaxed) > 0 {
+            return Ok(None);
         }
-        BUFFER.with_borrow_mut(|bytes| {
-            event.timestamp.clear();
-            event.timestamp.push_str(STAMP_BLANK);
-            // In short, where the segment that is written knows the connection.
-            let segment = self.segment.load(Ordering::Acquire);
-            bytes.clear();
-            let short = told.is_some_and(|told| told.is(segment)) && brief::write(&event, bytes).is_some();
-            let position = match if short { self.append_bytes(bytes, &mut event, Form::Short(segment))? } else { None }
-            {
-                Some(position) => Ok(position),
-                None => {
-                    bytes.clear();
-                    serde_json::to_writer(&mut *bytes, &event)?;
-                    let told = told.filter(|_| brief::tells(&event.body));
-                    let appended = self.append_bytes(bytes, &mut event, Form::Full(told));
-                    appended.and_then(|position| position.ok_or(RecordError::Closed))
-                }
-            };
-            // One huge event must not keep its memory in every thread.
-            if bytes.capacity() > 1 << 20 {
-                bytes.shrink_to(64 << 10);
-            }
-            position
+        buffered(|bytes| match brief::write(connection, body, bytes) {
+            Some(()) => self.append_bytes(bytes, None, Form::Short(segment)),
+            None => Ok(None),
         })
     }
 
-    /// `None` where the segment is not the one that an event in short is meant for.
+    pub(super) fn append(&self, mut event: Event, told: Option<&Told>) -> Result<Position, RecordError> {
+        event.timestamp.clear();
+        event.timestamp.push_str(STAMP_BLANK);
+        buffered(|bytes| {
+            let segment = self.segment.load(Ordering::Acquire);
+            if told.is_some_and(|told| told.is(segment))
+                && brief::write(event.connection_id, &event.body, bytes).is_some()
+                && let Some(position) = self.append_bytes(bytes, Some(&mut event), Form::Short(segment))?
+            {
+                return Ok(position);
+            }
+            bytes.clear();
+            serde_json::to_writer(&mut *bytes, &event)?;
+            let told = told.filter(|_| brief::tells(&event.body));
+            self.append_bytes(bytes, Some(&mut event), Form::Full(told))?.ok_or(RecordError::Closed)
+        })
+    }
+
+    /// `None` where the segment is not the one that an event in short is meant for, or somebody follows and there is no
+    /// `event` to show.
     fn append_bytes(
         &self,
         json: &mut [u8],
-        event: &mut Event,
+        event: Option<&mut Event>,
         form: Form<'_>,
     ) -> Result<Option<Position>, RecordError> {
         let mut state = self.lock();
@@ -367,19 +380,19 @@ impl Shared {
                 return Err(RecordError::TooLarge { size: json.len(), limit: state.active.writer.len() });
             }
         }
-        if let Form::Short(segment) = form
-            && segment != state.active.number
-        {
+        let followed = self.followers.load(Ordering::Relaxed) > 0;
+        if matches!(form, Form::Short(segment) if segment != state.active.number) || (followed && event.is_none()) {
             return Ok(None);
         }
         // Taken under the lock, so that times follow the order as far as the clock does.
         let stamp = state.clock.stamp(Timestamp::now());
         let place = brief::stamp(json);
         json[place].copy_from_slice(stamp.as_bytes());
-        if self.events.receiver_count() > 0 {
+        let seen = event.filter(|_| followed).map(|event| {
             event.timestamp.clear();
             event.timestamp.push_str(stamp);
-        }
+            Arc::new(event.clone())
+        });
 
         let length = json.len() as u32;
         let active = &mut state.active;
@@ -400,9 +413,9 @@ impl Shared {
             state.spare_wanted = true;
             self.wake_upkeep.notify_one();
         }
-        if self.events.receiver_count() > 0 {
+        if let Some(event) = seen {
             // Sent under the lock, so that followers see the order of the log.
-            let _ = self.events.send(Recorded { position, event: Arc::new(event.clone()) });
+            let _ = self.events.send(Recorded { position, event });
         }
         if state.dirty.is_none() {
             state.dirty = Some(Instant::now());
@@ -445,6 +458,22 @@ impl Shared {
         self.wake_upkeep.notify_one();
         Ok(())
     }
+}
+
+/// Gives an empty buffer, which the thread keeps.
+fn buffered<T>(write: impl FnOnce(&mut Vec<u8>) -> T) -> T {
+    thread_local! {
+        static BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+    }
+    BUFFER.with_borrow_mut(|bytes| {
+        bytes.clear();
+        let written = write(bytes);
+        // One huge event must not keep its memory in every thread.
+        if bytes.capacity() > 1 << 20 {
+            bytes.shrink_to(64 << 10);
+        }
+        written
+    })
 }
 
 /// How the bytes of an event tell it.

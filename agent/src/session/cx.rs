@@ -206,7 +206,7 @@ impl ConnectionCx {
 
     /// Appends to the record. Failing that, nothing may happen.
     pub fn record(&self, body: EventBody) -> Result<Position, Refusal> {
-        let event = Event {
+        let whole = |body| Event {
             timestamp: String::new(),
             tenant: self.subject.tenant.clone(),
             workload: Arc::clone(&self.subject.workload),
@@ -216,7 +216,7 @@ impl ConnectionCx {
             upstream: Some(Arc::clone(&self.upstream.name)),
             body,
         };
-        self.house.recorder.append_of(&self.told, event).map_err(|error| unrecorded(&error))
+        self.house.recorder.append_of(&self.told, self.id, body, whole).map_err(|error| unrecorded(&error))
     }
 
     /// Waits until the record is on disk.

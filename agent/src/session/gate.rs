@@ -4,6 +4,7 @@
 //! of it, and of all that it makes last, is on disk; if it cannot be recorded, it is refused. Failure mode: refusal.
 
 use std::{
+    cell::RefCell,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -353,13 +354,23 @@ fn recorded(text: &Arc<str>) -> Arc<str> {
     format!("{} [... {} more bytes]", &text[..end], text.len() - end).into()
 }
 
-fn note(effect: Effect, rule: &Arc<str>, reason: Option<&Arc<str>>) -> DecisionNote {
-    DecisionNote {
-        effect: effect.as_str().into(),
-        rule: Arc::clone(rule),
-        reviewers: Vec::new(),
-        reason: reason.cloned(),
+/// The name of an effect, which each thread has at hand.
+fn label(effect: Effect) -> Arc<str> {
+    thread_local! {
+        static LABELS: RefCell<Vec<(Effect, Arc<str>)>> = const { RefCell::new(Vec::new()) };
     }
+    LABELS.with_borrow_mut(|labels| {
+        if let Some((_, label)) = labels.iter().find(|(known, _)| *known == effect) {
+            return Arc::clone(label);
+        }
+        let label: Arc<str> = effect.as_str().into();
+        labels.push((effect, Arc::clone(&label)));
+        label
+    })
+}
+
+fn note(effect: Effect, rule: &Arc<str>, reason: Option<&Arc<str>>) -> DecisionNote {
+    DecisionNote { effect: label(effect), rule: Arc::clone(rule), reviewers: Vec::new(), reason: reason.cloned() }
 }
 
 fn refusal(rule: &Arc<str>, text: &str, seq: u64) -> Refusal {

@@ -1,4 +1,5 @@
 use super::*;
+use crate::action::Fields;
 
 fn error(text: &str) -> WhenError {
     When::new(text).expect_err(text)
@@ -103,12 +104,16 @@ fn expressions_hold_or_do_not() {
 
 #[test]
 fn requests_have_facts() {
+    let mut headers = Fields::default();
+    for (name, value) in [("x-from", "here"), ("x-two", "a: b"), ("x-two", "c")] {
+        headers.push(name, value);
+    }
     let http = HttpFacts {
         method: "POST".into(),
         host: "api".into(),
         path: "/pay".into(),
         query: [("a".to_owned(), Some("1".to_owned())), ("twice".to_owned(), None)].into(),
-        headers: [("x-from".to_owned(), "here".to_owned())].into(),
+        headers,
         upgrade: "websocket".into(),
         body: Body::Json(serde_json::json!({"amount": 100, "price": 1.5, "items": [{"id": "x"}], "none": null})),
         llm: None,
@@ -130,6 +135,7 @@ fn requests_have_facts() {
         ("http.query.a == '1'", Verdict::True),
         ("http.query.twice == '1'", Verdict::Unanswered),
         ("http.headers['x-from'] == 'here'", Verdict::True),
+        ("http.headers['x-two'] == 'a: b, c'", Verdict::True),
         ("http.headers['x-other'] == 'here'", Verdict::Unanswered),
         ("sql.verb == 'select'", Verdict::Unanswered),
     ] {

@@ -3,7 +3,7 @@
 
 use std::{
     pin::Pin,
-    sync::Arc,
+    sync::{Arc, LazyLock},
     task::{Context, Poll, ready},
     time::Instant,
 };
@@ -30,6 +30,9 @@ use crate::{
 const HELD: usize = 64 << 10;
 /// How much of a body the record keeps.
 pub const SAMPLE: usize = 4 << 10;
+
+/// The one column of a response on record.
+static BODY: LazyLock<Arc<[Arc<str>]>> = LazyLock::new(|| [Arc::from("body")].into());
 
 /// What a client's library is told when a body cannot go on.
 pub type BodyError = Box<dyn std::error::Error + Send + Sync>;
@@ -99,7 +102,8 @@ impl Report {
     /// Records how it ended.
     pub fn end(mut self, broken: Option<&str>) {
         let reason = self.status.canonical_reason().unwrap_or_default();
-        let mut result = format!("{} {reason}", self.status.as_u16()).trim_end().to_owned();
+        let mut result = [self.status.as_str(), " ", reason].concat();
+        result.truncate(result.trim_end().len());
         if let Some(status) = &self.grpc_status {
             result.push_str(&format!(", {}", status.trim_end()));
         }
@@ -112,7 +116,7 @@ impl Report {
             seq: self.seq,
             result: result.into(),
             failed: broken.is_some() || self.status.as_u16() >= 400 || self.is_grpc_error(),
-            columns: if is_text { [Arc::from("body")].into() } else { Arc::default() },
+            columns: if is_text { Arc::clone(&BODY) } else { Arc::default() },
             sample: if is_text { vec![vec![Some(sample)]] } else { Vec::new() },
             rows: u64::from(is_text),
             bytes: self.bytes,

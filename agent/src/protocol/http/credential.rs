@@ -71,7 +71,7 @@ fn inject(inject: &Inject, lease: &Lease, headers: &mut HeaderMap, target: &mut 
     };
     let secret = secret.expose_secret();
     match inject {
-        Inject::Bearer => set(header::AUTHORIZATION, format!("Bearer {secret}")),
+        Inject::Bearer => set(header::AUTHORIZATION, ["Bearer ", secret].concat()),
         Inject::Basic => {
             let user = lease.user.as_deref().unwrap_or_default();
             set(header::AUTHORIZATION, format!("Basic {}", BASE64.encode(format!("{user}:{secret}").as_bytes())))

@@ -9,6 +9,7 @@ use std::{
 };
 
 use bytes::{Bytes, BytesMut};
+use futures_util::future::BoxFuture;
 use http::{HeaderMap, Response, StatusCode, header};
 use http_body_util::BodyExt;
 use hyper::{
@@ -60,7 +61,7 @@ pub struct Connection {
     /// The name that the client asked for in its TLS handshake; empty for none.
     pub server_name: Option<String>,
     /// Name or address that all requests are for, and where to dial it.
-    pub host: OnceLock<(String, String)>,
+    pub host: OnceLock<(String, Arc<str>)>,
     /// What is spoken.
     pub version: Version,
     /// Where permitted requests go.
@@ -75,7 +76,8 @@ impl Connection {
     /// Answers a request, with a response of the upstream or a refusal in the client's own protocol.
     pub async fn answer(&self, incoming: http::Request<Incoming>) -> Response<AnyBody> {
         let grpc = self.version == Version::Http2 && is_grpc(incoming.headers());
-        match self.exchange(incoming).await {
+        // Boxed: the library moves what it is given more than once, and all that a request may wait for is large.
+        match Box::pin(self.exchange(incoming)).await {
             Ok(response) => response,
             Err(problem) if grpc => problem.grpc(),
             Err(mut problem) => {
@@ -127,9 +129,9 @@ impl Connection {
 
     /// Where a request goes: its host must be a name of the upstream, that of the TLS handshake, and that of the requests
     /// before it.
-    fn is_for_us(&self, request: &Request) -> Result<String, RequestError> {
+    fn is_for_us(&self, request: &Request) -> Result<Arc<str>, RequestError> {
         if let Some((host, address)) = self.host.get() {
-            return if *host == request.host { Ok(address.clone()) } else { Err(RequestError::Host) };
+            return if *host == request.host { Ok(Arc::clone(address)) } else { Err(RequestError::Host) };
         }
         let (host, address) = hosts(&self.cx).find(|(host, _)| *host == request.host).ok_or(RequestError::Host)?;
         match &self.server_name {
@@ -140,8 +142,8 @@ impl Connection {
             Some(name) if *name != host => return Err(RequestError::Host),
             _ => {}
         }
-        let (_, address) = self.host.get_or_init(|| (host, address));
-        Ok(address.clone())
+        let (_, address) = self.host.get_or_init(|| (host, address.into()));
+        Ok(Arc::clone(address))
     }
 
     fn protocol(&self) -> ProtocolId {
@@ -149,7 +151,11 @@ impl Connection {
     }
 
     /// Refuses what the protocol itself refuses, and records it.
-    async fn refuse(&self, problem: Problem, rule: &'static str) -> Answered {
+    fn refuse(&self, problem: Problem, rule: &'static str) -> BoxFuture<'_, Answered> {
+        Box::pin(self.refused(problem, rule))
+    }
+
+    async fn refused(&self, problem: Problem, rule: &'static str) -> Answered {
         let text: Arc<str> = format!("refused: {}", problem.detail).into();
         let command = Command {
             action: Action::opaque(self.protocol(), Target::new("http:opaque")),
@@ -194,7 +200,7 @@ impl Connection {
         };
         let placeholders = match placeholder::check(&self.cx, &request, sends.bytes()) {
             Ok(placeholders) => placeholders,
-            Err(misplaced) => return self.misplaced(command, &misplaced).await,
+            Err(misplaced) => return Box::pin(self.misplaced(command, &misplaced)).await,
         };
         let bytes = command.bytes.clone();
         let (answer, hold) = match self.gate.begin(command) {
@@ -206,7 +212,7 @@ impl Connection {
                 return self.refuse(problem, "http policy").await;
             }
             Begun::Wait { hold: Some(hold), answer } if request.reads_interim => {
-                (self.telling(answer).await, Some(hold.id))
+                (Box::pin(self.telling(answer)).await, Some(hold.id))
             }
             Begun::Wait { hold, answer } => (answer.await, hold.map(|hold| hold.id)),
         };
@@ -244,7 +250,7 @@ impl Connection {
                 };
                 tracing::warn!(upstream = %self.cx.upstream.name, connection = self.cx.id, error = detail, "no response");
                 let problem = match error {
-                    _ if found.load(Ordering::Relaxed) => {
+                    _ if found.is_some_and(|found| found.load(Ordering::Relaxed)) => {
                         let text = placeholder::Misplaced::Body.to_string();
                         Problem::new(StatusCode::FORBIDDEN, "Refused by policy", text)
                     }
@@ -294,14 +300,14 @@ impl Connection {
     }
 
     /// Has a body that streams looked through for placeholders, where the policy has any.
-    fn watch(&self, sends: Sends) -> (Arc<AtomicBool>, Sends) {
-        let found = Arc::<AtomicBool>::default();
+    fn watch(&self, sends: Sends) -> (Option<Arc<AtomicBool>>, Sends) {
         match sends {
             Sends::Streams(body) if self.cx.has_placeholders() => {
+                let found = Arc::<AtomicBool>::default();
                 let watched = Watched::new(body, &self.cx, &found);
-                (found, Sends::Watched(watched))
+                (Some(found), Sends::Watched(watched))
             }
-            sends => (found, sends),
+            sends => (None, sends),
         }
     }
 
@@ -354,7 +360,7 @@ impl Connection {
             request.set_body(Body::Unknown);
             return Ok((Sends::Streams(body), Hits::default(), Charge::default()));
         }
-        let (bytes, charge) = self.read(body).await.map_err(|problem| (problem, "http body"))?;
+        let (bytes, charge) = Box::pin(self.read(body)).await.map_err(|problem| (problem, "http body"))?;
         let (bytes, hits) = match outgoing {
             Some(outgoing) => outgoing.body(request, &bytes).map_err(|problem| (problem, outgoing::RULE))?,
             None => (bytes, Hits::default()),

@@ -4,7 +4,7 @@
 //! back. Of what is neither (images, archives) only known secrets are masked: what looks like an address there is chance.
 //! Failure mode: what cannot be looked into does not come through.
 
-use std::sync::Arc;
+use std::{borrow::Cow, sync::Arc};
 
 use super::{coding::CodingError, lens::MaskPieces};
 use crate::{
@@ -69,7 +69,9 @@ impl Masker {
             return Ok(Self::Pass);
         }
         let (masks, secrets) = (Arc::clone(masks), Arc::clone(secrets));
-        let kind = content_type.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
+        let kind = content_type.split(';').next().unwrap_or_default().trim();
+        let upper = kind.bytes().any(|byte| byte.is_ascii_uppercase());
+        let kind = if upper { Cow::Owned(kind.to_ascii_lowercase()) } else { Cow::Borrowed(kind) };
         let json = matches!(&*kind, "application/json" | "text/json" | "application/x-ndjson" | "application/jsonl")
             || kind.ends_with("+json");
         if kind == "text/event-stream" {

@@ -1,6 +1,7 @@
 //! What a request would do: its verbs, targets and facts, and the head that is judged, shown and sent.
 
 use std::{
+    borrow::Cow,
     collections::{BTreeMap, HashSet},
     sync::Arc,
 };
@@ -17,7 +18,7 @@ use super::{
     websocket::{self, Offer},
 };
 use crate::{
-    action::{Action, Body, Clarity, Facts, HttpFacts, LlmFacts, Part, ProtocolId, Target, Verb},
+    action::{Action, Body, Clarity, Facts, Fields, HttpFacts, LlmFacts, Part, ProtocolId, Target, Verb},
     policy::{CredentialRef, CredentialSource, Inject, PLACEHOLDER, Route},
     session::{Command, Lasting, Standing},
 };
@@ -136,20 +137,20 @@ impl Request {
             _ => readings[0].clone(),
         };
         let parameters = parameters(query.as_deref().unwrap_or_default());
-        let mut methods: SmallVec<[String; 2]> = smallvec::smallvec![head.method.as_str().to_owned()];
+        let mut methods: SmallVec<[Cow<'_, str>; 2]> = smallvec::smallvec![head.method.as_str().into()];
         let named = fields.iter().filter(|(name, _)| OVERRIDES.contains(&name.as_str()));
         let named = named.filter_map(|(_, value)| value.to_str().ok());
         let asked = parameters.get("_method").cloned().flatten();
         for method in named.map(str::to_owned).chain(asked) {
             let method = method.trim().to_ascii_uppercase();
-            if !method.is_empty() && !methods.contains(&method) {
-                methods.push(method);
+            if !method.is_empty() && !methods.iter().any(|known| *known == method) {
+                methods.push(method.into());
             }
         }
         let mut parts = SmallVec::new();
         for method in &methods {
             for reading in &readings {
-                let target = format!("{method} {reading}");
+                let target = [method, " ", reading].concat();
                 let usual = if path == "*" { Verb::Read } else { verb(method) };
                 parts.push((Route::verb(routes, &target).unwrap_or(usual), Target::new(target)));
             }
@@ -219,8 +220,8 @@ impl Request {
     }
 
     /// A header field as rules see it.
-    pub fn header(&self, name: &str) -> Option<&str> {
-        self.facts.headers.get(name).map(String::as_str)
+    pub fn header(&self, name: &str) -> Option<String> {
+        self.facts.headers.by_name().remove(name)
     }
 
     /// Judges it as what it asks of a model, not by its method and path.
@@ -236,19 +237,24 @@ impl Request {
 
     /// The head in the bytes in which it is judged: what is sent, less the credential.
     pub fn head(&self) -> Bytes {
-        let fields: usize = self.headers.iter().map(|(name, value)| name.as_str().len() + value.len() + 4).sum();
-        let mut out = Vec::with_capacity(self.target.len() + fields + 32);
-        for piece in [self.method.as_str(), " ", &self.target, " HTTP/1.1\r\n"] {
-            out.extend_from_slice(piece.as_bytes());
+        let mut out = Vec::with_capacity(self.pieces().map(<[u8]>::len).sum());
+        for piece in self.pieces() {
+            out.extend_from_slice(piece);
         }
-        for (name, value) in &self.headers {
-            out.extend_from_slice(name.as_str().as_bytes());
-            out.extend_from_slice(b": ");
-            out.extend_from_slice(value.as_bytes());
-            out.extend_from_slice(b"\r\n");
-        }
-        out.extend_from_slice(b"\r\n");
         out.into()
+    }
+
+    /// Whether bytes begin with [`Request::head`].
+    pub fn begins(&self, bytes: &[u8]) -> bool {
+        let rest = self.pieces().try_fold(bytes, |rest, piece| rest.strip_prefix(piece));
+        rest.is_some()
+    }
+
+    fn pieces(&self) -> impl Iterator<Item = &[u8]> {
+        let line = [self.method.as_str().as_bytes(), b" ", self.target.as_bytes(), b" HTTP/1.1\r\n"];
+        let field = |(name, value)| [HeaderName::as_str(name).as_bytes(), b": ", HeaderValue::as_bytes(value), b"\r\n"];
+        let fields = self.headers.iter().flat_map(field);
+        line.into_iter().chain(fields).chain([&b"\r\n"[..]])
     }
 
     /// The command for the gate. `body` is all of the body where it was read before it is judged.
@@ -294,9 +300,22 @@ impl Request {
 
     /// Without what differs from one request of a kind to the next: numbers and identifiers in the path, values of the query.
     fn shape(&self) -> String {
-        let path: Vec<&str> = self.facts.path.split('/').map(|s| if is_identifier(s) { "?" } else { s }).collect();
-        let names: Vec<&str> = self.facts.query.keys().map(String::as_str).collect();
-        format!("{} {} {}?{}", self.method, self.host, path.join("/"), names.join("&"))
+        let mut out = String::with_capacity(self.target.len() + self.host.len() + 16);
+        for piece in [self.method.as_str(), " ", &self.host, " "] {
+            out.push_str(piece);
+        }
+        for (n, segment) in self.facts.path.split('/').enumerate() {
+            out.push_str(if n > 0 { "/" } else { "" });
+            out.push_str(if is_identifier(segment) { "?" } else { segment });
+        }
+        for (n, name) in self.facts.query.keys().enumerate() {
+            out.push_str(if n > 0 { "&" } else { "?" });
+            out.push_str(name);
+        }
+        if self.facts.query.is_empty() {
+            out.push('?');
+        }
+        out
     }
 }
 
@@ -337,7 +356,8 @@ fn forwarded(fields: &HeaderMap, credential: &CredentialRef) -> HeaderMap {
         .map(|name| name.trim().to_ascii_lowercase())
         .collect();
     let injects = credential.source != CredentialSource::None;
-    let mut out = HeaderMap::with_capacity(fields.len());
+    // With room for what is put in here, and the credential.
+    let mut out = HeaderMap::with_capacity(fields.len() + 2);
     for (name, value) in fields {
         let text = name.as_str();
         // A client cannot have fields taken out that a rule was told of, nor the host.
@@ -432,20 +452,12 @@ pub fn decoded_bytes(text: &str) -> Vec<u8> {
     out
 }
 
-/// Fields for rules, those of one name joined.
-fn shown(headers: &HeaderMap) -> BTreeMap<String, String> {
-    let mut out: BTreeMap<String, String> = BTreeMap::new();
-    for (name, value) in headers {
-        if is_credential(name) {
-            continue;
-        }
-        let value = String::from_utf8_lossy(value.as_bytes());
-        out.entry(HeaderName::as_str(name).to_owned())
-            .and_modify(|text| {
-                text.push_str(", ");
-                text.push_str(&value);
-            })
-            .or_insert_with(|| value.into_owned());
+/// Fields for rules.
+fn shown(headers: &HeaderMap) -> Fields {
+    let bytes = headers.iter().map(|(name, value)| name.as_str().len() + value.len()).sum();
+    let mut out = Fields::with_capacity(headers.len(), bytes);
+    for (name, value) in headers.iter().filter(|(name, _)| !is_credential(name)) {
+        out.push(name.as_str(), &String::from_utf8_lossy(value.as_bytes()));
     }
     out
 }

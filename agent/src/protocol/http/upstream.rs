@@ -308,7 +308,7 @@ impl Upstream {
         sends: Sends,
     ) -> Result<(Response<Incoming>, Keep), UpstreamError> {
         let Judged { request, bytes, placeholders } = judged;
-        if !permit.covers(bytes) || !bytes.starts_with(&request.head()) {
+        if !permit.covers(bytes) || !request.begins(bytes) {
             return Err(UpstreamError::Changed);
         }
         let again = sends.again();
@@ -326,7 +326,7 @@ impl Upstream {
         };
         let mut worth = Renewal::Useless;
         if let Some(denied) = denied {
-            worth = self.rejected(cx, &mut open, denied).await;
+            worth = Box::pin(self.rejected(cx, &mut open, denied)).await;
         }
         if denied == Some(Denied::Unauthorized) && !placeholders.is_empty() {
             self.values.lock().await.clear();
@@ -360,7 +360,7 @@ impl Upstream {
             Some(open) => open,
             None => {
                 let offered = if self.version == Version::Http2 { HTTP2 } else { HTTP1 };
-                let (version, open) = connect(cx, address, &[offered]).await?;
+                let (version, open) = Box::pin(connect(cx, address, &[offered])).await?;
                 if version != self.version {
                     return Err(UpstreamError::Version);
                 }
@@ -368,7 +368,7 @@ impl Upstream {
             }
         };
         if !open.lease.as_ref().is_some_and(|lease| lease.is_fresh()) {
-            let lease = cx.house.secrets.lease(&cx.upstream.credential).await;
+            let lease = Box::pin(cx.house.secrets.lease(&cx.upstream.credential)).await;
             open.lease = Some(Arc::new(lease.map_err(|error| UpstreamError::Credential(error.detail()))?));
         }
         *slot = open.shared();

@@ -56,7 +56,7 @@ impl Lens for Models {
         let reserved = self.budgets.reserve(cx, &ask.model, input, ask.max_output).map_err(over_budget)?;
         request.judge_as(Verb::Read, ask.target(), ask.facts());
         request.ask_plain();
-        let trace = request.header("traceparent").and_then(trace_of).map(Arc::from);
+        let trace = request.header("traceparent").as_deref().and_then(trace_of).map(Arc::from);
         Ok(Box::new(Asked { cx: Arc::clone(cx), ask, reserved, input, trace, seq: 0 }))
     }
 
