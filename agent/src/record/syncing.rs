@@ -19,6 +19,9 @@ use super::{
 /// A multiple of the size of a page on every processor that we build for, in bytes.
 const PAGE: usize = 64 << 10;
 
+/// Most that is prepared for what is written until the next sync, in bytes.
+const AHEAD: usize = 4 << 20;
+
 /// What is known to be on disk, in a file of two slots that are written in turn: one of them is always whole.
 pub(super) struct HeadFile {
     file: File,
@@ -184,6 +187,10 @@ fn commit(shared: &Shared, work: &Work, synced_to: &mut Synced, head: &mut HeadF
     work.active.flush(synced_to.offset, end - synced_to.offset).map_err(io_error("sync", dir))?;
     if begun.elapsed().as_secs() >= 5 {
         tracing::warn!(seconds = begun.elapsed().as_secs(), "the disk that holds the record is very slow");
+    }
+    // Who appends holds the lock for as long as a page takes to come.
+    if full > from {
+        work.active.prepare(end.next_multiple_of(PAGE), (full - from).min(AHEAD));
     }
     synced_to.offset = end;
     head.write(work.head, &shared.key).map_err(io_error("write", &dir.join(HEAD_FILE)))?;

@@ -15,7 +15,7 @@ use std::{
     },
 };
 
-use memmap2::{MmapOptions, MmapRaw, UncheckedAdvice};
+use memmap2::{Advice, MmapOptions, MmapRaw, UncheckedAdvice};
 
 /// A mapping that can be synced from another thread than the one that writes.
 #[derive(Clone, Debug)]
@@ -88,6 +88,13 @@ impl TailMap {
     /// Waits until a range is on disk (msync with MS_SYNC, which also commits the allocation).
     pub(super) fn flush(&self, offset: usize, length: usize) -> io::Result<()> {
         self.0.flush_range(offset, length)
+    }
+
+    /// Has memory at hand for what is about to be written to a range, as far as it is mapped.
+    pub(super) fn prepare(&self, offset: usize, length: usize) {
+        let length = length.min(self.len().saturating_sub(offset));
+        // Without it [Linux < 5.14], the first store into each page waits for its memory.
+        let _ = self.0.advise_range(Advice::PopulateWrite, offset, length);
     }
 
     /// Gives back the memory of a range, written to disk or not; a store into it brings it back.

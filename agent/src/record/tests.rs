@@ -121,7 +121,16 @@ fn memory_that_was_given_back_holds_what_was_written_to_it() {
     (&file).read_to_end(&mut read).unwrap();
     assert!(read[..3 << 20].iter().all(|byte| *byte == b'x'));
     assert_eq!(&read[3 << 20..][..5], b"after");
+    // What is prepared is there before it is written to, and holds what it held.
+    let before = resident();
+    shared.prepare((3 << 20) - (64 << 10), 256 << 10);
+    assert!(resident() >= before + 200, "{before}, then {}", resident());
+    let mut after = [0; 5];
+    std::os::unix::fs::FileExt::read_exact_at(&file, &mut after, 3 << 20).unwrap();
+    assert_eq!(&after, b"after");
     // Outside of the mapping it does nothing.
+    shared.prepare(length, 1);
+    shared.prepare(usize::MAX, 2);
     shared.release(length, 1);
     shared.release(usize::MAX, 2);
 }

@@ -3,7 +3,7 @@
 
 use std::{
     pin::Pin,
-    sync::{Arc, LazyLock},
+    sync::Arc,
     task::{Context, Poll, ready},
     time::Instant,
 };
@@ -31,8 +31,10 @@ const HELD: usize = 64 << 10;
 /// How much of a body the record keeps.
 pub const SAMPLE: usize = 4 << 10;
 
-/// The one column of a response on record.
-static BODY: LazyLock<Arc<[Arc<str>]>> = LazyLock::new(|| [Arc::from("body")].into());
+thread_local! {
+    /// The one column of a response on record.
+    static BODY: Arc<[Arc<str>]> = [Arc::from("body")].into();
+}
 
 /// What a client's library is told when a body cannot go on.
 pub type BodyError = Box<dyn std::error::Error + Send + Sync>;
@@ -116,7 +118,7 @@ impl Report {
             seq: self.seq,
             result: result.into(),
             failed: broken.is_some() || self.status.as_u16() >= 400 || self.is_grpc_error(),
-            columns: if is_text { Arc::clone(&BODY) } else { Arc::default() },
+            columns: if is_text { BODY.with(Arc::clone) } else { Arc::default() },
             sample: if is_text { vec![vec![Some(sample)]] } else { Vec::new() },
             rows: u64::from(is_text),
             bytes: self.bytes,
