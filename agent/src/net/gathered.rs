@@ -26,11 +26,11 @@ use tokio::{
 };
 
 /// From this length on, bytes are written at once: a copy would cost more than it saves.
-const DIRECT: usize = 16 << 10;
+const DIRECT: usize = 32 << 10;
 /// Most that waits for the end of a turn, or for a peer that does not read, in bytes.
-const HELD: usize = 64 << 10;
+const HELD: usize = 128 << 10;
 /// Buffers that a lane keeps for its next turns, each of [`DIRECT`] bytes at most.
-const SPARES: usize = 64;
+const SPARES: usize = 32;
 
 thread_local! {
     static TURN: RefCell<Option<Turn>> = const { RefCell::new(None) };

@@ -1,10 +1,9 @@
 //! A response on its way to the client: fields taken out, the body masked.
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, HeaderValue, Response, StatusCode, header};
 use http_body_util::{BodyExt, Empty, Full};
 use hyper::body::{Body as _, Incoming};
-use smallvec::SmallVec;
 
 use super::{
     body::{MaskedBody, Pipe, Report},
@@ -151,21 +150,29 @@ fn take(fields: &mut HeaderMap, names: &[&str]) {
 /// Masks a small body as a whole; says whether it changed.
 async fn mask_whole(mut body: Incoming, keep: &Keep, mut masker: Masker) -> Result<(Bytes, bool, Hits), String> {
     let length = body.size_hint().exact().and_then(|length| usize::try_from(length).ok()).unwrap_or_default();
-    let (mut out, mut pieces) = (Vec::new(), SmallVec::<[Bytes; 2]>::new());
+    let mut whole = Bytes::new();
+    let mut joined = BytesMut::new();
     while let Some(frame) = keep.run(body.frame()).await {
         let Ok(piece) = frame.map_err(|error| error.to_string())?.into_data() else { continue };
-        // Most come in one piece, and have nothing to mask.
-        if piece.len() == length && body.is_end_stream() && masker.passes(&piece) {
-            return Ok((piece, false, Hits::default()));
+        // Most come in one piece.
+        if piece.len() == length && body.is_end_stream() {
+            whole = piece;
+            break;
         }
-        out.reserve(length + 64);
-        masker.push(&piece, &mut out).map_err(|error: super::masker::MaskError| error.to_string())?;
-        pieces.push(piece);
+        joined.reserve(length.saturating_sub(joined.len()));
+        joined.extend_from_slice(&piece);
     }
+    if whole.is_empty() {
+        whole = joined.freeze();
+    }
+    // And have nothing to mask.
+    if masker.passes(&whole) {
+        return Ok((whole, false, Hits::default()));
+    }
+    let mut out = Vec::with_capacity(whole.len() + 64);
+    masker.push(&whole, &mut out).map_err(|error| error.to_string())?;
     let hits = masker.finish(&mut out).map_err(|error| error.to_string())?;
-    let mut rest = &out[..];
-    let same = pieces.iter().all(|piece| rest.strip_prefix(&piece[..]).map(|after| rest = after).is_some());
-    let changed = !same || !rest.is_empty();
+    let changed = out != whole;
     Ok((out.into(), changed, hits))
 }
 
