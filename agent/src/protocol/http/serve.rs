@@ -32,7 +32,7 @@ use crate::{
 };
 
 /// What a connection may hold beside bodies that are inspected, in bytes: of HTTP/1.1, and of HTTP/2.
-const MEMORY: (usize, usize) = (192 << 10, 2 << 20);
+const MEMORY: (usize, usize) = (256 << 10, 2 << 20);
 /// How long a client may take to send a head, and may be idle between two.
 const HEAD_TIME: Duration = Duration::from_secs(600);
 /// What a client begins with that speaks HTTP/2 (RFC 9113 section 3.4).
