@@ -53,7 +53,8 @@ pub(super) fn stamp(bytes: &[u8]) -> std::ops::Range<usize> {
     start..start + STAMP
 }
 
-/// Writes an event of a connection in short, its time left blank. `None` where it has no short form; what was written is then to be forgotten.
+/// Writes an event of a connection in short, its time left blank. `None` where it has no short form; what was written is then
+/// to be forgotten.
 pub(super) fn write(connection: u64, body: &EventBody, out: &mut Vec<u8>) -> Option<()> {
     let mut out = Out(out);
     match body {

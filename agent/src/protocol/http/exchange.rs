@@ -152,10 +152,10 @@ impl Connection {
 
     /// Refuses what the protocol itself refuses, and records it.
     fn refuse(&self, problem: Problem, rule: &'static str) -> BoxFuture<'_, Answered> {
-        Box::pin(self.refused(problem, rule))
+        Box::pin(self.refuse_and_record(problem, rule))
     }
 
-    async fn refused(&self, problem: Problem, rule: &'static str) -> Answered {
+    async fn refuse_and_record(&self, problem: Problem, rule: &'static str) -> Answered {
         let text: Arc<str> = format!("refused: {}", problem.detail).into();
         let command = Command {
             action: Action::opaque(self.protocol(), Target::new("http:opaque")),
