@@ -2,7 +2,7 @@
 //!
 //! `append` serialises outside of the lock, in short ([`brief`]) where the segment allows it, then takes it for a hash and
 //! a copy into the mapped tail; it never waits for a disk. Two threads do that: one syncs what was asked for at once and everything else within
-//! [`SYNC_WITHIN`], the other prepares, seals and prunes segments.
+//! [`SYNC_WITHIN`], the other prepares, seals and prunes segments. One file, because all of it is what the one lock guards.
 
 use std::{
     cell::RefCell,
