@@ -24,11 +24,9 @@ fn main() -> io::Result<()> {
 
 /// The object at its stable place, `<target>/bpf/portcullis-ebpf`, or nothing.
 fn found(out: &Path) -> io::Result<Vec<u8>> {
-    // OUT_DIR is <target>/[<triple>/]<profile>/build/<package>-<hash>/out. cargo marks a target folder that it has made.
-    let mut above = out.ancestors().skip(4).take(2);
-    let marked = above.clone().find(|dir| dir.join("CACHEDIR.TAG").exists());
+    // OUT_DIR is <target>/[<triple>/]<profile>/build/<package>-<hash>/out.
     let triple = env::var_os("TARGET");
-    let Some(target) = marked.or_else(|| above.find(|dir| dir.file_name() != triple.as_deref())) else {
+    let Some(target) = out.ancestors().skip(4).take(2).find(|dir| dir.file_name() != triple.as_deref()) else {
         return Ok(Vec::new());
     };
     // cargo takes a missing file for a changed one and would run this each time; so the folder is made and watched.
