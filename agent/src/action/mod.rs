@@ -7,10 +7,12 @@
 
 pub mod glob;
 mod mask;
+mod near;
 mod turn;
 
 pub use glob::{Glob, GlobError};
 pub use mask::{Detector, Direction, Inference, MaskSpec, MaskWith, Unresolved};
+pub use near::near;
 pub use turn::{CallNote, PromptRef, TurnNote, trace_in, trace_of};
 
 use std::{collections::BTreeMap, fmt, ops::Range, sync::Arc, time::SystemTime};
@@ -292,6 +294,34 @@ pub struct HttpFacts {
     pub body: Body,
     /// What it asks of a model.
     pub llm: Option<LlmFacts>,
+}
+
+impl HttpFacts {
+    /// Without what differs from one request of a kind to the next: numbers and identifiers in the path, values of the query.
+    pub fn shape(&self) -> String {
+        let mut out = String::with_capacity(self.path.len() + self.host.len() + 32);
+        for piece in [&self.method, " ", &self.host, " "] {
+            out.push_str(piece);
+        }
+        for (n, segment) in self.path.split('/').enumerate() {
+            out.push_str(if n > 0 { "/" } else { "" });
+            out.push_str(if is_identifier(segment) { "?" } else { segment });
+        }
+        for (n, name) in self.query.keys().enumerate() {
+            out.push_str(if n > 0 { "&" } else { "?" });
+            out.push_str(name);
+        }
+        if self.query.is_empty() {
+            out.push('?');
+        }
+        out
+    }
+}
+
+fn is_identifier(segment: &str) -> bool {
+    let digits = segment.bytes().filter(u8::is_ascii_digit).count();
+    let hex = segment.bytes().all(|b| b.is_ascii_hexdigit() || b == b'-');
+    digits > 0 && (digits == segment.len() || (hex && segment.len() >= 16))
 }
 
 /// Header fields as they came, taken apart only where somebody asks.

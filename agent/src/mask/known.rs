@@ -4,7 +4,7 @@
 //! table that says how far the window may move. All tables and patterns are wiped when dropped, which no published
 //! automaton offers, and text that holds no secret is skipped through several bytes at a time.
 
-use std::ops::Range;
+use std::{ops::Range, sync::Arc};
 
 use data_encoding::{BASE64, BASE64URL, HEXLOWER, HEXUPPER};
 use zeroize::{ZeroizeOnDrop, Zeroizing};
@@ -21,8 +21,14 @@ const TABLE: usize = 1 << 15;
 /// alignments, so also inside a longer encoded text); hexadecimal in either case; percent-encoded; as a JSON string,
 /// also in another; with quotes or backslashes doubled. Not found: line-wrapped base64, other encodings of encodings, values
 /// cut or joined by the server. Values and everything made of them are wiped on drop.
+///
+/// Share it in an `Arc`, each thread in one of its own (a clone is the same secrets): to count references in one place,
+/// processors wait for each other.
+#[derive(Clone, Default)]
+pub struct KnownSecrets(Arc<Tables>);
+
 #[derive(Default)]
-pub struct KnownSecrets {
+struct Tables {
     patterns: Vec<Pattern>,
     /// Patterns shorter than [`BLOCK`] but not empty, searched one by one.
     short: Vec<Zeroizing<Vec<u8>>>,
@@ -67,7 +73,7 @@ impl KnownSecrets {
 
     /// Prepares the search for these values. Empty ones are left out.
     pub fn new<'v>(values: impl IntoIterator<Item = &'v [u8]>) -> Self {
-        let mut made = Self::default();
+        let mut made = Tables::default();
         for value in values {
             made.add_encodings(value);
         }
@@ -83,17 +89,17 @@ impl KnownSecrets {
         made.longest =
             made.patterns.iter().map(|p| p.text.len() + 2).chain(made.short.iter().map(|p| p.len())).max().unwrap_or(0);
         made.search = Search::new(&made.patterns);
-        made
+        Self(Arc::new(made))
     }
 
     /// Whether there is nothing to search for.
     pub fn is_empty(&self) -> bool {
-        self.patterns.is_empty() && self.short.is_empty()
+        self.0.patterns.is_empty() && self.0.short.is_empty()
     }
 
     /// Length of the longest match.
     pub(super) fn longest(&self) -> usize {
-        self.longest
+        self.0.longest
     }
 
     /// Whether a text is or holds a secret in one of its forms. A short one counts only where it is the whole text:
@@ -113,18 +119,20 @@ impl KnownSecrets {
 
     /// Every occurrence of every pattern, overlapping ones included, in no order.
     pub(super) fn find(&self, text: &[u8], mut found: impl FnMut(Range<usize>)) {
-        for short in &self.short {
+        for short in &self.0.short {
             for start in memchr::memchr_iter(short[0], text) {
                 if text[start..].starts_with(short) {
                     found(start..start + short.len());
                 }
             }
         }
-        if let Some(search) = &self.search {
-            search.run(text, &self.patterns, found);
+        if let Some(search) = &self.0.search {
+            search.run(text, &self.0.patterns, found);
         }
     }
+}
 
+impl Tables {
     fn add(&mut self, text: Zeroizing<Vec<u8>>, edges: Edges) {
         match text.len() {
             0 => {}

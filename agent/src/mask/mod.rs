@@ -50,8 +50,12 @@ pub enum MaskError {
     },
 }
 
-/// The masks of one policy for one upstream, compiled. Immutable; share it in an `Arc`.
-pub struct MaskSet {
+/// The masks of one policy for one upstream, compiled. Immutable. Share it in an `Arc`, each connection in one of its own
+/// (a clone is the same set): to count references in one place, processors wait for each other.
+#[derive(Clone)]
+pub struct MaskSet(Arc<Compiled>);
+
+struct Compiled {
     columns: Box<[ColumnPattern]>,
     places: Box<[PlacePattern]>,
     detectors: Detectors,
@@ -95,7 +99,7 @@ pub struct Hits {
 /// Its key is nobody's to see.
 impl std::fmt::Debug for MaskSet {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("MaskSet").field("columns", &self.columns.len()).finish_non_exhaustive()
+        f.debug_struct("MaskSet").field("columns", &self.0.columns.len()).finish_non_exhaustive()
     }
 }
 
@@ -169,14 +173,20 @@ impl MaskSet {
         let by_place = specs.iter().filter(|spec| !spec.columns.is_empty() || !spec.json.is_empty());
         let unresolved = by_place.map(|spec| spec.unresolved).max().unwrap_or_default();
         let (columns, places, detectors) = (columns.into(), places.into(), Detectors::new(&wanted));
-        Ok(Self { columns, places, detectors, labels: Labels::new(), key, unresolved })
+        Ok(Self(Arc::new(Compiled { columns, places, detectors, labels: Labels::new(), key, unresolved })))
     }
 
     /// A set without masks; it still scrubs known secrets.
     pub fn none() -> Self {
         let key = Arc::new(HashKey([0; 32]));
         let (detectors, unresolved) = (Detectors::new(&[]), Unresolved::default());
-        Self { columns: Box::default(), places: Box::default(), detectors, labels: Labels::new(), key, unresolved }
+        let (columns, places) = (Box::default(), Box::default());
+        Self(Arc::new(Compiled { columns, places, detectors, labels: Labels::new(), key, unresolved }))
+    }
+
+    /// Whether it is the same set, not only an equal one.
+    pub fn is(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
     }
 
     /// Whether the policy asks for no mask at all. Known secrets are scrubbed even so.
@@ -186,48 +196,48 @@ impl MaskSet {
 
     /// Whether any column is masked.
     pub fn has_columns(&self) -> bool {
-        !self.columns.is_empty()
+        !self.0.columns.is_empty()
     }
 
     /// Whether any place in JSON is masked.
     pub fn has_places(&self) -> bool {
-        !self.places.is_empty()
+        !self.0.places.is_empty()
     }
 
     /// The strictest mask of a place in JSON: `$`, then each name in lower case behind a `/`.
     fn place(&self, path: &str) -> Option<ColumnMask> {
-        let strictest = self.places.iter().filter(|p| p.matches(path)).min_by_key(|p| p.mask.with)?;
+        let strictest = self.0.places.iter().filter(|p| p.matches(path)).min_by_key(|p| p.mask.with)?;
         Some(strictest.mask.clone())
     }
 
     /// What happens to a result that cannot be traced.
     pub fn unresolved(&self) -> Unresolved {
-        self.unresolved
+        self.0.unresolved
     }
 
     /// Whether any detector is on.
     pub fn has_detectors(&self) -> bool {
-        self.detectors.any()
+        self.0.detectors.any()
     }
 
     /// The strictest mask of a column, given by its parts as the catalogue has them (not quoted). See
     /// [`ColumnMask`] for what patterns match.
     pub fn column(&self, schema: &str, table: &str, column: &str) -> Option<ColumnMask> {
-        if self.columns.is_empty() {
+        if self.0.columns.is_empty() {
             return None;
         }
         let target = column::canonical(&[schema, table, column]);
-        let strictest = self.columns.iter().filter(|p| p.matches(&target)).min_by_key(|p| p.mask.with)?;
+        let strictest = self.0.columns.iter().filter(|p| p.matches(&target)).min_by_key(|p| p.mask.with)?;
         Some(strictest.mask.clone())
     }
 
     /// Whether some masked column, of whatever table, may have this name (not quoted).
     pub fn may_name_column(&self, identifier: &str) -> bool {
-        if self.columns.is_empty() {
+        if self.0.columns.is_empty() {
             return false;
         }
         let name = column::canonical(&[identifier]);
-        self.columns.iter().any(|p| p.matches_name(&name))
+        self.0.columns.iter().any(|p| p.matches_name(&name))
     }
 
     /// Masks whatever the detectors and the known secrets find in a text. Null is answered where a detector that
@@ -273,7 +283,7 @@ impl MaskSet {
             let starts = found.iter().map(|f| f.start).chain([text.len()]);
             for (from, to) in std::iter::once(0).chain(ends).zip(starts) {
                 let first = beside.len();
-                self.detectors.find(&text[from..to], &mut beside);
+                self.0.detectors.find(&text[from..to], &mut beside);
                 for range in &mut beside[first..] {
                     range.start += from;
                     range.end += from;
@@ -281,15 +291,15 @@ impl MaskSet {
             }
             found.extend(beside);
         }
-        self.detectors.find(text, found);
+        self.0.detectors.find(text, found);
     }
 
     fn count(&self, range: &Found, hits: &mut Hits) {
-        hits.add(self.labels.of(range.kind));
+        hits.add(self.0.labels.of(range.kind));
     }
 
     fn replace(&self, range: &Found, text: &[u8], out: &mut Vec<u8>) {
-        fit::write(range.with, &text[range.start..range.end], &self.key, out);
+        fit::write(range.with, &text[range.start..range.end], &self.0.key, out);
     }
 }
 

@@ -15,7 +15,7 @@ use super::{
     when::{CelFacts, Stated, Verdict},
 };
 use crate::action::{
-    Action, Body, Clarity, Facts, Glob, MaskSpec, Params, Part, Resource, Subject, Verb, glob::Scanned,
+    Action, Body, Clarity, Facts, Glob, MaskSpec, Params, Part, Resource, Subject, Verb, glob::Scanned, near,
 };
 
 /// The compiled policy of one workload. Immutable.
@@ -399,11 +399,11 @@ impl<'a> Answer<'a> {
         let floor = policy.floor.as_ref().filter(|_| self.raised);
         let Some(rule) = floor.filter(|floor| first.is_none_or(|rule| rule.effect < floor.effect)).or(first) else {
             // An empty query does nothing.
-            return Decision::Allow(Obligations { rule: words.implicit.clone(), notify: false });
+            return Decision::Allow(Obligations { rule: near(&words.implicit), notify: false });
         };
         match (rule.effect, self.hold) {
-            (Effect::Allow, _) => Decision::Allow(Obligations { rule: rule.name.clone(), notify: false }),
-            (Effect::Notify, _) => Decision::Allow(Obligations { rule: rule.name.clone(), notify: true }),
+            (Effect::Allow, _) => Decision::Allow(Obligations { rule: near(&rule.name), notify: false }),
+            (Effect::Notify, _) => Decision::Allow(Obligations { rule: near(&rule.name), notify: true }),
             (Effect::Hold, Some(holds)) => holds.decide(rule, what),
             (Effect::Suggest, _) => Decision::Suggest(rule.explained()),
             // A hold always noted what it asks for.

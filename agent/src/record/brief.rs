@@ -56,46 +56,190 @@ pub(super) fn stamp(bytes: &[u8]) -> std::ops::Range<usize> {
 /// Writes an event of a connection in short, its time left blank. `None` where it has no short form; what was written is then
 /// to be forgotten.
 pub(super) fn write(connection: u64, body: &EventBody, out: &mut Vec<u8>) -> Option<()> {
-    let mut out = Out(out);
+    let out = Out(out);
     match body {
         EventBody::Command { seq, command, hash, action, decision, hold, waited_ms, prompt_ref } => {
-            out.head(if prompt_ref.is_some() { PROMPTED } else { COMMAND }, connection);
-            out.number(*seq);
-            out.text(command);
             let mut bytes = [0; 32];
             data_encoding::HEXLOWER.decode_mut(hash.as_bytes(), &mut bytes).ok().filter(|n| *n == bytes.len())?;
-            out.0.extend_from_slice(&bytes);
-            out.each(action, |out, (verb, target)| {
-                out.text(verb.as_str());
-                out.text(target.as_str());
-            });
-            out.text(&decision.effect);
-            out.text(&decision.rule);
-            out.each(&decision.reviewers, |out, reviewer| out.text(reviewer));
-            out.maybe(decision.reason.as_deref(), Out::text);
-            out.maybe(hold.as_deref(), Out::text);
-            out.maybe(*waited_ms, |out, waited| out.number(waited));
-            if let Some(prompt) = prompt_ref {
-                out.each(&prompt.turns, |out, turn| out.text(turn));
-                out.number(u64::from(prompt.by_trace));
-            }
+            let (hold, prompt_ref) = (hold.as_deref(), prompt_ref.as_ref());
+            let waited_ms = *waited_ms;
+            let command = Decided { seq: *seq, command, hash: &bytes, action, decision, hold, waited_ms, prompt_ref };
+            command.write(connection, out.0);
         }
         EventBody::Result { seq, result, failed, columns, sample, rows, bytes, masked, duration_us } => {
-            out.head(RESULT, connection);
-            out.number(*seq);
-            out.text(result);
-            out.number(u64::from(*failed));
-            out.each(columns, |out, column| out.text(column));
-            out.each(sample, |out, row| out.each(row, |out, value| out.maybe(value.as_deref(), Out::text)));
-            out.number(*rows);
-            out.number(*bytes);
-            out.number(masked.count);
-            out.each(&masked.detectors, |out, detector| out.text(detector));
-            out.number(*duration_us);
+            let (sample, rows, bytes) = (Sample::Rows(sample), *rows, *bytes);
+            let (seq, failed, duration_us) = (*seq, *failed, *duration_us);
+            Resulted { seq, result, failed, columns, sample, rows, bytes, masked, duration_us }
+                .write(connection, out.0);
         }
         _ => return None,
     }
     Some(())
+}
+
+/// An [`EventBody::Command`] in parts that somebody else has.
+#[derive(Clone, Copy, Debug)]
+pub struct Decided<'a> {
+    /// Number within the connection.
+    pub seq: u64,
+    /// Its text.
+    pub command: &'a str,
+    /// BLAKE3 of the bytes that are forwarded.
+    pub hash: &'a [u8; 32],
+    /// Verb and target of each part.
+    pub action: &'a [(Verb, Target)],
+    /// The decision.
+    pub decision: &'a DecisionNote,
+    /// Id of the hold, if it waited.
+    pub hold: Option<&'a str>,
+    /// How long it waited, in milliseconds.
+    pub waited_ms: Option<u64>,
+    /// The turn that it belongs to.
+    pub prompt_ref: Option<&'a PromptRef>,
+}
+
+impl Decided<'_> {
+    /// As [`write`].
+    fn write(&self, connection: u64, out: &mut Vec<u8>) {
+        let mut out = Out(out);
+        out.head(if self.prompt_ref.is_some() { PROMPTED } else { COMMAND }, connection);
+        out.number(self.seq);
+        out.text(self.command);
+        out.0.extend_from_slice(self.hash);
+        out.each(self.action, |out, (verb, target)| {
+            out.text(verb.as_str());
+            out.text(target.as_str());
+        });
+        out.text(&self.decision.effect);
+        out.text(&self.decision.rule);
+        out.each(&self.decision.reviewers, |out, reviewer| out.text(reviewer));
+        out.maybe(self.decision.reason.as_deref(), Out::text);
+        out.maybe(self.hold, Out::text);
+        out.maybe(self.waited_ms, |out, waited| out.number(waited));
+        if let Some(prompt) = self.prompt_ref {
+            out.each(&prompt.turns, |out, turn| out.text(turn));
+            out.number(u64::from(prompt.by_trace));
+        }
+    }
+
+    /// The same on its own.
+    fn to_body(self) -> EventBody {
+        EventBody::Command {
+            seq: self.seq,
+            command: self.command.into(),
+            hash: data_encoding::HEXLOWER.encode(self.hash),
+            action: self.action.to_vec(),
+            decision: self.decision.clone(),
+            hold: self.hold.map(Into::into),
+            waited_ms: self.waited_ms,
+            prompt_ref: self.prompt_ref.cloned(),
+        }
+    }
+}
+
+/// An [`EventBody::Result`] in parts that somebody else has.
+#[derive(Clone, Copy, Debug)]
+pub struct Resulted<'a> {
+    /// As in its command.
+    pub seq: u64,
+    /// What came of it.
+    pub result: &'a str,
+    /// Whether it failed.
+    pub failed: bool,
+    /// Names of the columns.
+    pub columns: &'a [Arc<str>],
+    /// The first rows.
+    pub sample: Sample<'a>,
+    /// Rows that came.
+    pub rows: u64,
+    /// Bytes that came.
+    pub bytes: u64,
+    /// What was masked.
+    pub masked: &'a MaskedNote,
+    /// How long it took, in microseconds.
+    pub duration_us: u64,
+}
+
+/// The first rows of a result.
+#[derive(Clone, Copy, Debug)]
+pub enum Sample<'a> {
+    /// Of any number of columns.
+    Rows(&'a [Vec<Option<String>>]),
+    /// One row of one column, or none.
+    One(Option<&'a str>),
+}
+
+impl Resulted<'_> {
+    /// As [`write`].
+    fn write(&self, connection: u64, out: &mut Vec<u8>) {
+        let mut out = Out(out);
+        out.head(RESULT, connection);
+        out.number(self.seq);
+        out.text(self.result);
+        out.number(u64::from(self.failed));
+        out.each(self.columns, |out, column| out.text(column));
+        match self.sample {
+            Sample::Rows(rows) => {
+                out.each(rows, |out, row| out.each(row, |out, value| out.maybe(value.as_deref(), Out::text)));
+            }
+            Sample::One(value) => {
+                out.each(value.as_slice(), |out, value| {
+                    out.each(&[Some(*value)], |out, value| out.maybe(*value, Out::text))
+                });
+            }
+        }
+        out.number(self.rows);
+        out.number(self.bytes);
+        out.number(self.masked.count);
+        out.each(&self.masked.detectors, |out, detector| out.text(detector));
+        out.number(self.duration_us);
+    }
+
+    /// The same on its own.
+    fn to_body(self) -> EventBody {
+        let sample = match self.sample {
+            Sample::Rows(rows) => rows.to_vec(),
+            Sample::One(value) => value.iter().map(|value| vec![Some((*value).to_owned())]).collect(),
+        };
+        EventBody::Result {
+            seq: self.seq,
+            result: self.result.into(),
+            failed: self.failed,
+            columns: self.columns.into(),
+            sample,
+            rows: self.rows,
+            bytes: self.bytes,
+            masked: self.masked.clone(),
+            duration_us: self.duration_us,
+        }
+    }
+}
+
+/// An event of which a body of its own is made only where it must be.
+#[derive(Clone, Copy, Debug)]
+pub enum Parts<'a> {
+    /// A command.
+    Command(Decided<'a>),
+    /// What came of it.
+    Result(Resulted<'a>),
+}
+
+impl Parts<'_> {
+    /// As [`write`].
+    pub(super) fn write(&self, connection: u64, out: &mut Vec<u8>) {
+        match self {
+            Self::Command(command) => command.write(connection, out),
+            Self::Result(result) => result.write(connection, out),
+        }
+    }
+
+    /// The same on its own.
+    pub(super) fn to_body(self) -> EventBody {
+        match self {
+            Self::Command(command) => command.to_body(),
+            Self::Result(result) => result.to_body(),
+        }
+    }
 }
 
 struct Out<'a>(&'a mut Vec<u8>);

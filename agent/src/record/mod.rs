@@ -34,7 +34,7 @@ mod upkeep;
 mod verify;
 mod writer;
 
-pub use brief::Told;
+pub use brief::{Decided, Parts, Resulted, Sample, Told};
 pub use error::RecordError;
 pub use event::{DecisionNote, Event, EventBody, MaskedNote, Usage};
 pub use follow::Follower;

@@ -19,7 +19,7 @@ use jiff::Timestamp;
 use tokio::sync::{broadcast, watch};
 
 use super::{
-    Event, EventBody, Follower, RecordError, Told,
+    Event, EventBody, Follower, Parts, RecordError, Told,
     brief::{self, STAMP_BLANK},
     clock::Clock,
     follow::Following,
@@ -204,10 +204,29 @@ impl Recorder {
         body: EventBody,
         whole: impl FnOnce(EventBody) -> Event,
     ) -> Result<Position, RecordError> {
-        if let Some(position) = self.shared().append_short(told, connection, &body)? {
+        let short = |bytes: &mut Vec<u8>| brief::write(connection, &body, bytes);
+        if let Some(position) = self.shared().append_short(told, short)? {
             return Ok(position);
         }
         self.shared().append(whole(body), Some(told))
+    }
+
+    /// The same for an event in parts that somebody else has.
+    pub fn append_parts(
+        &self,
+        told: &Told,
+        connection: u64,
+        parts: Parts<'_>,
+        whole: impl FnOnce(EventBody) -> Event,
+    ) -> Result<Position, RecordError> {
+        let short = |bytes: &mut Vec<u8>| {
+            parts.write(connection, bytes);
+            Some(())
+        };
+        if let Some(position) = self.shared().append_short(told, short)? {
+            return Ok(position);
+        }
+        self.shared().append(whole(parts.to_body()), Some(told))
     }
 
     /// Waits until everything up to a position is on disk, together with whoever else waits. Cancel safe.
@@ -325,12 +344,16 @@ impl Shared {
     }
 
     /// In short, where the segment that is written knows the connection and nobody follows.
-    fn append_short(&self, told: &Told, connection: u64, body: &EventBody) -> Result<Option<Position>, RecordError> {
+    fn append_short(
+        &self,
+        told: &Told,
+        write: impl FnOnce(&mut Vec<u8>) -> Option<()>,
+    ) -> Result<Option<Position>, RecordError> {
         let segment = self.segment.load(Ordering::Acquire);
         if !told.is(segment) || self.followers.load(Ordering::Relaxed) > 0 {
             return Ok(None);
         }
-        buffered(|bytes| match brief::write(connection, body, bytes) {
+        buffered(|bytes| match write(bytes) {
             Some(()) => self.append_bytes(bytes, None, Form::Short(segment)),
             None => Ok(None),
         })

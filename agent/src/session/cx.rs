@@ -2,7 +2,10 @@
 
 use std::{
     fmt,
+    future::poll_fn,
+    pin::pin,
     sync::{Arc, OnceLock},
+    task::{Poll, Waker},
 };
 
 use arc_swap::ArcSwap;
@@ -14,7 +17,7 @@ use crate::{
     identity::Turns,
     mask::MaskSet,
     policy::{CredentialRef, Decision, Policy, Reason, Remembered, UpstreamSpec},
-    record::{Event, EventBody, Position, Told},
+    record::{Event, EventBody, Parts, Position, Told},
     wire::{Budget, Limits},
 };
 
@@ -59,6 +62,13 @@ pub struct Masks {
     pub response: Arc<MaskSet>,
     /// For what the workload sends.
     pub request: Arc<MaskSet>,
+}
+
+impl Masks {
+    /// The same, with reference counts that only one connection changes.
+    pub(super) fn of_its_own(&self) -> Self {
+        Self { response: Arc::new(MaskSet::clone(&self.response)), request: Arc::new(MaskSet::clone(&self.request)) }
+    }
 }
 
 impl fmt::Debug for ConnectionCx {
@@ -138,6 +148,24 @@ impl ConnectionCx {
         self.resource.1.get()?.database.as_ref()
     }
 
+    /// Runs what the connection does for as long as it may; `None` where it had to end.
+    pub async fn until_ended<F: Future>(&self, does: F) -> Option<F::Output> {
+        let (mut does, mut ended) = (pin!(does), pin!(self.terminate.cancelled()));
+        let mut told: Option<Waker> = None;
+        poll_fn(|task| {
+            // Asking costs two locks, and most who wake this task have come for something else.
+            let known = told.as_ref().is_some_and(|waker| waker.will_wake(task.waker()));
+            if self.ending.get().is_some() || !known {
+                if ended.as_mut().poll(task).is_ready() {
+                    return Poll::Ready(None);
+                }
+                told = Some(task.waker().clone());
+            }
+            does.as_mut().poll(task).map(Some)
+        })
+        .await
+    }
+
     /// The masks in force for what comes back.
     pub fn masks(&self) -> Arc<MaskSet> {
         Arc::clone(&self.policy.load().masks.response)
@@ -206,7 +234,18 @@ impl ConnectionCx {
 
     /// Appends to the record. Failing that, nothing may happen.
     pub fn record(&self, body: EventBody) -> Result<Position, Refusal> {
-        let whole = |body| Event {
+        let appended = self.house.recorder.append_of(&self.told, self.id, body, |body| self.event(body));
+        appended.map_err(|error| unrecorded(&error))
+    }
+
+    /// The same for what others have the parts of.
+    pub fn record_parts(&self, parts: Parts<'_>) -> Result<Position, Refusal> {
+        let appended = self.house.recorder.append_parts(&self.told, self.id, parts, |body| self.event(body));
+        appended.map_err(|error| unrecorded(&error))
+    }
+
+    fn event(&self, body: EventBody) -> Event {
+        Event {
             timestamp: String::new(),
             tenant: self.subject.tenant.clone(),
             workload: Arc::clone(&self.subject.workload),
@@ -215,8 +254,7 @@ impl ConnectionCx {
             trace_id: Some(Arc::clone(&self.subject.trace_id)),
             upstream: Some(Arc::clone(&self.upstream.name)),
             body,
-        };
-        self.house.recorder.append_of(&self.told, self.id, body, whole).map_err(|error| unrecorded(&error))
+        }
     }
 
     /// Waits until the record is on disk.

@@ -4,6 +4,7 @@
 //! of it, and of all that it makes last, is on disk; if it cannot be recorded, it is refused. Failure mode: refusal.
 
 use std::{
+    borrow::Cow,
     cell::RefCell,
     sync::{
         Arc,
@@ -23,7 +24,7 @@ use crate::{
     action::{Action, PromptRef},
     hold::{HoldError, HoldRequest, Outcome, Pending},
     policy::{Decision, Effect, HoldSpec, Remembered},
-    record::{DecisionNote, EventBody, Position},
+    record::{Decided, DecisionNote, Parts, Position},
 };
 
 /// Longest text of a command on record, in bytes.
@@ -90,17 +91,17 @@ impl Gate {
         match decision {
             Decision::Allow(obligations) => {
                 let effect = if obligations.notify { Effect::Notify } else { Effect::Allow };
-                self.permit(command, note(effect, &obligations.rule, None), None)
+                self.permit(command, &note(effect, &obligations.rule, None), None)
             }
             Decision::Hold(spec) => self.hold(command, spec),
             Decision::Suggest(reason) => {
                 let mut refusal = refusal(&reason.rule, &reason.text, seq);
                 refusal.hint = Some("It was recorded as a suggestion; a person may run it.".into());
-                self.refuse(command, note(Effect::Suggest, &reason.rule, Some(&reason.text)), refusal)
+                self.refuse(&command, &note(Effect::Suggest, &reason.rule, Some(&reason.text)), refusal)
             }
             Decision::Deny(reason) => {
                 let refusal = refusal(&reason.rule, &reason.text, seq);
-                self.refuse(command, note(Effect::Deny, &reason.rule, Some(&reason.text)), refusal)
+                self.refuse(&command, &note(Effect::Deny, &reason.rule, Some(&reason.text)), refusal)
             }
         }
     }
@@ -136,7 +137,7 @@ impl Gate {
         let seq = command.seq;
         let rule: Arc<str> = Arc::from(rule);
         let note = note(Effect::Deny, &rule, Some(&Arc::from(message.as_str())));
-        self.refuse(command, note, Refusal { message, rule, hint: None, seq })
+        self.refuse(&command, &note, Refusal { message, rule, hint: None, seq })
     }
 
     fn numbered(&self, command: Command) -> Numbered {
@@ -144,8 +145,8 @@ impl Gate {
         Numbered { seq: self.seq.fetch_add(1, Ordering::Relaxed) + 1, why, command }
     }
 
-    fn permit(&self, command: Numbered, note: DecisionNote, waited: Option<(Arc<str>, u64)>) -> Begun {
-        match self.cx.record(event(&command, note, waited)) {
+    fn permit(&self, command: Numbered, note: &DecisionNote, waited: Option<(&str, u64)>) -> Begun {
+        match record(&self.cx, &command, note, waited) {
             Err(refusal) => Begun::Ready(Err(refusal)),
             Ok(position) => {
                 let durable = self.is_synced_first(&command);
@@ -167,8 +168,8 @@ impl Gate {
         }
     }
 
-    fn refuse(&self, command: Numbered, note: DecisionNote, refusal: Refusal) -> Begun {
-        match self.cx.record(event(&command, note, None)) {
+    fn refuse(&self, command: &Numbered, note: &DecisionNote, refusal: Refusal) -> Begun {
+        match record(&self.cx, command, note, None) {
             Ok(position) => self.after_sync(position, Err(refusal)),
             // The refusal stands all the same.
             Err(_) => Begun::Ready(Err(refusal)),
@@ -191,7 +192,7 @@ impl Gate {
         if command.standing == Standing::Continues {
             return self.permit(
                 command,
-                note(Effect::Hold, &rule, Some(&"continues an approved command".into())),
+                &note(Effect::Hold, &rule, Some(&"continues an approved command".into())),
                 None,
             );
         }
@@ -210,16 +211,16 @@ impl Gate {
             hash: command.hash,
             action: command.action.parts.to_vec(),
             spec,
-            shape: Arc::clone(&command.shape),
+            shape: command.shape.of(&command.action),
         };
         if let Some(covered) = self.cx.house.holds.covered(&request.as_command()) {
             let mut note = note(Effect::Hold, &rule, Some(&covered.why));
             note.reviewers = covered.reviewers;
-            return self.permit(command, note, Some((covered.id, 0)));
+            return self.permit(command, &note, Some((&covered.id, 0)));
         }
         let pending = match self.cx.house.holds.request(request.clone()) {
             Ok(pending) => pending,
-            Err(error) => return self.no_hold(command, &rule, &error),
+            Err(error) => return self.no_hold(&command, &rule, &error),
         };
         let notice = HoldNotice {
             id: Arc::clone(pending.id()),
@@ -233,10 +234,10 @@ impl Gate {
         Begun::Wait { hold: Some(Box::new(notice)), answer }
     }
 
-    fn no_hold(&self, command: Numbered, rule: &Arc<str>, error: &HoldError) -> Begun {
+    fn no_hold(&self, command: &Numbered, rule: &Arc<str>, error: &HoldError) -> Begun {
         let text: Arc<str> = format!("it needs a reviewer, and cannot wait for one: {error}").into();
         let refusal = refusal(rule, &text, command.seq);
-        self.refuse(command, note(Effect::Deny, rule, Some(&text)), refusal)
+        self.refuse(command, &note(Effect::Deny, rule, Some(&text)), refusal)
     }
 }
 
@@ -291,7 +292,7 @@ async fn wait(
     if refusal.is_some() {
         decided.effect = Effect::Deny.as_str().into();
     }
-    let position = cx.record(event(&command, decided, Some((id, waited))))?;
+    let position = record(&cx, &command, &decided, Some((&id, waited)))?;
     cx.sync(position).await?;
     match refusal {
         Some(refusal) => Err(refusal),
@@ -322,33 +323,37 @@ impl Drop for Waiting<'_> {
             return;
         }
         let note = note(Effect::Deny, self.rule, Some(&"withdrawn before a reviewer answered".into()));
-        let body = event(self.command, note, Some((Arc::clone(self.id), self.milliseconds())));
         // Nothing ran and nobody is left to tell; a record that fails refuses all that follows.
-        let _ = self.cx.record(body);
+        let _ = record(self.cx, self.command, &note, Some((self.id, self.milliseconds())));
     }
 }
 
-fn event(numbered: &Numbered, decision: DecisionNote, waited: Option<(Arc<str>, u64)>) -> EventBody {
+/// Records a command with what was decided about it.
+fn record(
+    cx: &ConnectionCx,
+    numbered: &Numbered,
+    decision: &DecisionNote,
+    waited: Option<(&str, u64)>,
+) -> Result<Position, Refusal> {
     let Numbered { seq, why, command } = numbered;
-    let Action { parts, .. } = &command.action;
     let (hold, waited_ms) = waited.unzip();
-    EventBody::Command {
+    cx.record_parts(Parts::Command(Decided {
         seq: *seq,
-        command: recorded(&command.text),
-        hash: data_encoding::HEXLOWER.encode(&command.hash),
-        action: parts.to_vec(),
+        command: &recorded(&command.text),
+        hash: &command.hash,
+        action: &command.action.parts,
         decision,
         hold,
         waited_ms,
-        prompt_ref: why.clone(),
-    }
+        prompt_ref: why.as_ref(),
+    }))
 }
 
 /// The text that the record keeps. Beyond what can be read at all, which is refused, its beginning will do: the hash is of
 /// the whole.
-fn recorded(text: &Arc<str>) -> Arc<str> {
+fn recorded(text: &str) -> Cow<'_, str> {
     if text.len() <= RECORDED {
-        return Arc::clone(text);
+        return text.into();
     }
     let end = text.floor_char_boundary(RECORDED);
     format!("{} [... {} more bytes]", &text[..end], text.len() - end).into()

@@ -132,7 +132,7 @@ impl House {
         let policy = policies.by_workload(workload)?;
         let spec = policy.upstream(upstream)?;
         let masks = self.masks(policy, upstream)?;
-        Some((Arc::clone(spec), Judge { policy: Arc::clone(policy), masks }))
+        Some((Arc::clone(spec), Judge { policy: Arc::clone(policy), masks: masks.of_its_own() }))
     }
 
     /// The compiled masks of a policy for an upstream, compiled once and kept while the policy is in force.
@@ -301,7 +301,7 @@ fn connect_command(cx: &ConnectionCx) -> Command {
         action: connect(cx),
         bytes: bytes::Bytes::new(),
         hash: *blake3::hash(text.as_bytes()).as_bytes(),
-        shape: Arc::clone(&text),
+        shape: Arc::clone(&text).into(),
         text,
         standing: Standing::New,
         lasting: Lasting::AtOnce,

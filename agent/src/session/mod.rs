@@ -20,4 +20,4 @@ pub use house::{Arrival, Ended, House, Protocol, SessionError, gate, may_connect
 pub use live::{ConnectionView, Entry, LiveTable};
 pub use names::{Answered, answer_datagram};
 pub use network::{Alpn, Asked, BoxIo, Hello, Io, NetError, Network, Secured, Source};
-pub use permit::{Command, DataRight, HoldNotice, Inert, Lasting, Permit, Refusal, Standing, Upstream};
+pub use permit::{Command, DataRight, HoldNotice, Inert, Lasting, Permit, Refusal, Shape, Standing, Upstream};

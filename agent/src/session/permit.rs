@@ -5,7 +5,11 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use crate::{hold::HoldRequest, wire::OutQueue};
+use crate::{
+    action::{Action, Facts},
+    hold::HoldRequest,
+    wire::OutQueue,
+};
 
 /// The right to send exactly these bytes, once. Only the gate makes one.
 #[must_use = "a permit that is not forwarded was decided and recorded for nothing"]
@@ -103,13 +107,13 @@ pub struct Refusal {
 #[derive(Debug)]
 pub struct Command {
     /// What it would do.
-    pub action: crate::action::Action,
+    pub action: Action,
     /// The bytes that would go upstream.
     pub bytes: Bytes,
     /// Its text for people: what the record, a reviewer and a refusal show.
     pub text: Arc<str>,
     /// The command with its literals removed, for grants.
-    pub shape: Arc<str>,
+    pub shape: Shape,
     /// BLAKE3 over everything that decides what will run: for one frame its bytes, for a command of several frames all
     /// their essential parts.
     pub hash: [u8; 32],
@@ -117,6 +121,33 @@ pub struct Command {
     pub standing: Standing,
     /// Since when what it changes lasts.
     pub lasting: Lasting,
+}
+
+/// A command without what differs from one of its kind to the next.
+#[derive(Clone, Debug)]
+pub enum Shape {
+    /// As it was found.
+    Text(Arc<str>),
+    /// A request of HTTP, whose facts tell it to the few who ask.
+    OfRequest,
+}
+
+impl Shape {
+    /// In words, for a command that does this.
+    pub(super) fn of(&self, action: &Action) -> Arc<str> {
+        match (self, &action.facts) {
+            (Self::Text(text), _) => Arc::clone(text),
+            (Self::OfRequest, Facts::Http(facts)) => facts.shape().into(),
+            // No grant is for it.
+            (Self::OfRequest, _) => "".into(),
+        }
+    }
+}
+
+impl From<Arc<str>> for Shape {
+    fn from(text: Arc<str>) -> Self {
+        Self::Text(text)
+    }
 }
 
 /// Since when what a command changes lasts, whatever becomes of the connection.

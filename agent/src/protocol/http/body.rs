@@ -2,6 +2,7 @@
 //! record when they end.
 
 use std::{
+    borrow::Cow,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll, ready},
@@ -21,7 +22,7 @@ use super::{
 };
 use crate::{
     mask::Hits,
-    record::{EventBody, MaskedNote},
+    record::{MaskedNote, Parts, Resulted, Sample},
     session::ConnectionCx,
     wire::{Charge, OverBudget},
 };
@@ -103,6 +104,20 @@ impl Report {
 
     /// Records how it ended.
     pub fn end(mut self, broken: Option<&str>) {
+        let sample = std::mem::take(&mut self.sample);
+        self.record(&sample, broken);
+    }
+
+    /// Records that all of a body was sent at once.
+    pub fn end_with(mut self, whole: &[u8]) {
+        self.bytes += whole.len() as u64;
+        if let Some(watch) = &mut self.watch {
+            watch.sees(whole);
+        }
+        self.record(&whole[..whole.len().min(SAMPLE)], None);
+    }
+
+    fn record(mut self, sample: &[u8], broken: Option<&str>) {
         let reason = self.status.canonical_reason().unwrap_or_default();
         let mut result = [self.status.as_str(), " ", reason].concat();
         result.truncate(result.trim_end().len());
@@ -112,24 +127,24 @@ impl Report {
         if let Some(broken) = broken {
             result.push_str(&format!(", broken off: {broken}"));
         }
-        let sample = text(std::mem::take(&mut self.sample));
-        let is_text = !sample.is_empty() && memchr::memchr(0, sample.as_bytes()).is_none();
-        let body = EventBody::Result {
+        let sample = text(sample);
+        let shown = Some(&*sample).filter(|text| !text.is_empty() && memchr::memchr(0, text.as_bytes()).is_none());
+        let parts = Resulted {
             seq: self.seq,
-            result: result.into(),
+            result: &result,
             failed: broken.is_some() || self.status.as_u16() >= 400 || self.is_grpc_error(),
-            columns: if is_text { BODY.with(Arc::clone) } else { Arc::default() },
-            sample: if is_text { vec![vec![Some(sample)]] } else { Vec::new() },
-            rows: u64::from(is_text),
+            columns: &BODY.with(Arc::clone)[..usize::from(shown.is_some())],
+            sample: Sample::One(shown),
+            rows: u64::from(shown.is_some()),
             bytes: self.bytes,
-            masked: MaskedNote {
+            masked: &MaskedNote {
                 count: self.hits.count,
                 detectors: self.hits.detectors.iter().map(ToString::to_string).collect(),
             },
             duration_us: u64::try_from(self.started.elapsed().as_micros()).unwrap_or(u64::MAX),
         };
         // A record that fails refuses all that follows.
-        let _ = self.cx.record(body);
+        let _ = self.cx.record_parts(Parts::Result(parts));
         if let Some(watch) = self.watch.take() {
             watch.ends(broken);
         }
@@ -216,11 +231,14 @@ impl Pipe {
 }
 
 /// What a sample says. A cut may be within a character.
-fn text(sample: Vec<u8>) -> String {
-    let mut text =
-        String::from_utf8(sample).unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned());
-    text.truncate(text.trim_end_matches(char::REPLACEMENT_CHARACTER).len());
-    text
+fn text(sample: &[u8]) -> Cow<'_, str> {
+    match String::from_utf8_lossy(sample) {
+        Cow::Borrowed(text) => Cow::Borrowed(text.trim_end_matches(char::REPLACEMENT_CHARACTER)),
+        Cow::Owned(mut text) => {
+            text.truncate(text.trim_end_matches(char::REPLACEMENT_CHARACTER).len());
+            Cow::Owned(text)
+        }
+    }
 }
 
 /// Keeps the beginning.

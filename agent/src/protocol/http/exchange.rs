@@ -161,7 +161,7 @@ impl Connection {
             action: Action::opaque(self.protocol(), Target::new("http:opaque")),
             bytes: Bytes::new(),
             hash: *blake3::hash(text.as_bytes()).as_bytes(),
-            shape: Arc::clone(&text),
+            shape: Arc::clone(&text).into(),
             text,
             standing: Standing::New,
             lasting: Lasting::AtOnce,

@@ -20,7 +20,7 @@ use super::{
 use crate::{
     action::{Action, Body, Clarity, Facts, Fields, HttpFacts, LlmFacts, Part, ProtocolId, Target, Verb},
     policy::{CredentialRef, CredentialSource, Inject, PLACEHOLDER, Route},
-    session::{Command, Lasting, Standing},
+    session::{Command, Lasting, Shape, Standing},
 };
 
 /// Fields of one connection, not of a request (RFC 9110 section 7.6.1), and what would change how it is framed.
@@ -268,7 +268,7 @@ impl Request {
             action: self.action(),
             hash: *blake3::hash(&bytes).as_bytes(),
             text: self.text(body).into(),
-            shape: self.shape().into(),
+            shape: Shape::OfRequest,
             bytes,
             standing: Standing::New,
             lasting: Lasting::AtOnce,
@@ -297,26 +297,6 @@ impl Request {
         out.truncate(out.trim_end().len());
         out
     }
-
-    /// Without what differs from one request of a kind to the next: numbers and identifiers in the path, values of the query.
-    fn shape(&self) -> String {
-        let mut out = String::with_capacity(self.target.len() + self.host.len() + 16);
-        for piece in [self.method.as_str(), " ", &self.host, " "] {
-            out.push_str(piece);
-        }
-        for (n, segment) in self.facts.path.split('/').enumerate() {
-            out.push_str(if n > 0 { "/" } else { "" });
-            out.push_str(if is_identifier(segment) { "?" } else { segment });
-        }
-        for (n, name) in self.facts.query.keys().enumerate() {
-            out.push_str(if n > 0 { "&" } else { "?" });
-            out.push_str(name);
-        }
-        if self.facts.query.is_empty() {
-            out.push('?');
-        }
-        out
-    }
 }
 
 /// Whether a field has a credential of the agent's own. A placeholder is one of the policy's, which `placeholder` judges.
@@ -327,12 +307,6 @@ fn is_own(name: &HeaderName, value: &HeaderValue) -> bool {
 
 fn is_credential(name: &HeaderName) -> bool {
     matches!(*name, header::COOKIE | header::PROXY_AUTHORIZATION) || CREDENTIALS.contains(&name.as_str())
-}
-
-fn is_identifier(segment: &str) -> bool {
-    let digits = segment.bytes().filter(u8::is_ascii_digit).count();
-    let hex = segment.bytes().all(|b| b.is_ascii_hexdigit() || b == b'-');
-    digits > 0 && (digits == segment.len() || (hex && segment.len() >= 16))
 }
 
 /// What a method does, as far as RFC 9110 section 9 says. POST may do anything that a write may.

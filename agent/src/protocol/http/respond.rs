@@ -110,8 +110,7 @@ pub async fn respond(
                     head.headers.remove(header::ETAG);
                 }
                 report.masked(&hits);
-                report.sent(&bytes);
-                report.end(None);
+                report.end_with(&bytes);
                 let body = Full::new(bytes).map_err(|never| match never {}).boxed_unsync();
                 Ok(Response::from_parts(head, body))
             }

@@ -114,13 +114,9 @@ pub async fn serve(client: BoxIo, cx: &Arc<ConnectionCx>, lens: Option<Arc<dyn L
             }
         }
     };
-    let outcome = tokio::select! {
-        biased;
-        () = cx.terminate.cancelled() => {
-            return Err(SessionError::Ended((*cx.ending.get().unwrap_or(&"terminated")).into()));
-        }
-        // What was told before the end is recorded before it, too.
-        (outcome, ()) = async { tokio::join!(served, refusals) } => outcome,
+    // What was told before the end is recorded before it, too.
+    let Some((outcome, ())) = cx.until_ended(async { tokio::join!(served, refusals) }).await else {
+        return Err(SessionError::Ended((*cx.ending.get().unwrap_or(&"terminated")).into()));
     };
     let load = |count: &std::sync::atomic::AtomicU64| count.load(std::sync::atomic::Ordering::Relaxed);
     let channel = connection.channel.lock().unwrap_or_else(PoisonError::into_inner).take();

@@ -156,7 +156,7 @@ impl Catalog {
     pub fn column_masks(&self, masks: &Arc<MaskSet>) -> Arc<ColumnMasks> {
         let mut cached = self.masks.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some((of, found)) = &*cached
-            && Arc::ptr_eq(of, masks)
+            && of.is(masks)
         {
             return Arc::clone(found);
         }

@@ -207,7 +207,7 @@ impl Relay {
         let text: Arc<str> = sql.into();
         let command = Command {
             hash: *blake3::hash(frame.bytes()).as_bytes(),
-            shape,
+            shape: shape.into(),
             text: Arc::clone(&text),
             lasting: self.lasting(&action, &statements),
             action: action.clone(),
@@ -227,7 +227,7 @@ impl Relay {
         let in_pipeline = frame.tag() != b'Q';
         let command = Command {
             hash: *blake3::hash(frame.bytes()).as_bytes(),
-            shape: Arc::clone(&text),
+            shape: Arc::clone(&text).into(),
             text,
             action: Action::opaque(ProtocolId::Postgres, Target::new("sql:not-utf8")),
             bytes: frame.into_bytes(),
@@ -282,7 +282,7 @@ impl Relay {
             action: prepared.action.clone(),
             hash: *blake3::hash(&bytes).as_bytes(),
             text: Arc::clone(&prepared.sql),
-            shape: Arc::clone(&prepared.shape),
+            shape: Arc::clone(&prepared.shape).into(),
             bytes,
             standing: Standing::New,
             lasting: Lasting::AtOnce,
@@ -436,7 +436,7 @@ impl Relay {
         let command = Command {
             action: Action::single(ProtocolId::Postgres, Verb::Execute, target),
             hash: *blake3::hash(frame.bytes()).as_bytes(),
-            shape: Arc::clone(&text),
+            shape: Arc::clone(&text).into(),
             text,
             bytes: frame.into_bytes(),
             standing: Standing::New,

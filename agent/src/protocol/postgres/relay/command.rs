@@ -46,7 +46,7 @@ pub(super) fn portal_command(portal: &Portal, execute: &[u8], bytes: Bytes) -> C
         action: portal.judged().0.clone(),
         bytes,
         text: Arc::clone(&portal.text),
-        shape: Arc::clone(&statement.shape),
+        shape: Arc::clone(&statement.shape).into(),
         hash: *hash.finalize().as_bytes(),
         standing: Standing::New,
         lasting: Lasting::AtOnce,
