@@ -69,6 +69,8 @@ enum Measure {
     Download,
     /// One large body of a request.
     Upload,
+    /// Many requests of curl, some at once.
+    Many(&'static [&'static str], &'static str),
 }
 
 const SCENARIOS: &[Scenario] = &[
@@ -78,7 +80,23 @@ const SCENARIOS: &[Scenario] = &[
     Scenario { name: "GET, 1 KiB of JSON", measure: Measure::Load("/small.json"), extent: Extent::Some },
     Scenario { name: "GET, 1 KiB of text", measure: Measure::Load("/small.txt"), extent: Extent::Some },
     Scenario { name: "GET, 16 KiB of text", measure: Measure::Load("/medium.txt"), extent: Extent::All },
+    Scenario { name: "GET, masked JSON", measure: Measure::Load("/masked.json"), extent: Extent::Learned },
+    Scenario {
+        name: "requests of HTTP/2",
+        measure: Measure::Many(&["--http2"], "/small.json?of=[1-4000]"),
+        extent: Extent::Learned,
+    },
+    Scenario {
+        name: "requests with a body",
+        measure: Measure::Many(
+            &["-X", "PUT", "-H", "Content-Type: application/json", "-d", BODY],
+            "/upload?of=[1-2000]",
+        ),
+        extent: Extent::Learned,
+    },
 ];
+
+const BODY: &str = r#"{"order": 12, "to": "somebody@example.org", "items": [{"article": "box", "amount": 3}]}"#;
 
 impl Scenario {
     fn figures(&self) -> &'static [Figure] {
@@ -89,6 +107,7 @@ impl Scenario {
                 Figure { name: "99 % within", unit: "ms" },
                 Figure { name: "processor", unit: "s/100k" },
             ],
+            Measure::Many(..) => &[Figure { name: "", unit: "s" }],
             Measure::Download | Measure::Upload => &[
                 Figure { name: "", unit: "s" },
                 Figure { name: "memory before", unit: "MiB" },
@@ -105,6 +124,13 @@ impl Scenario {
                 let file = peers.dir.path().join("files/large.txt").display().to_string();
                 // Nobody is asked first whether it may come.
                 stream(peers, way, &["-H", "Expect:", "-T", &file, &peers.url(way, "/upload")])
+            }
+            Measure::Many(with, path) => {
+                let start = Instant::now();
+                let url = peers.url(way, path);
+                let usual = ["-sSfk", "--parallel", "--parallel-max", "16", "-o", "/dev/null", &url];
+                peers.run(way, "curl", &[&usual, with].concat())?;
+                Ok(vec![Some(start.elapsed().as_secs_f64())])
             }
         }
     }
@@ -143,7 +169,7 @@ impl Peers {
     }
 
     fn url(&self, way: Way, path: &str) -> String {
-        let upload = path == "/upload";
+        let upload = path.starts_with("/upload");
         let (scheme, port) = match way {
             // What takes uploads speaks in the clear only.
             Way::Direct if upload => ("http", self.sink),
@@ -185,7 +211,7 @@ impl Peers {
     }
 }
 
-/// What is served: text in which nothing is masked, as most is.
+/// What is served: text in which nothing is masked, as most is, but for one.
 fn files(dir: &Path, mib: usize) -> Result<()> {
     let files = dir.join("files");
     fs::create_dir(&files)?;
@@ -200,6 +226,8 @@ fn files(dir: &Path, mib: usize) -> Result<()> {
     let missing = SMALL - order.to_string().len();
     order["note"] = "x".repeat(missing).into();
     fs::write(files.join("small.json"), order.to_string())?;
+    order["note"] = "for somebody@example.org, by 4111 1111 1111 1111".into();
+    fs::write(files.join("masked.json"), order.to_string())?;
     fs::write(files.join("small.txt"), &text[..SMALL])?;
     fs::write(files.join("medium.txt"), &text[..16 << 10])?;
     let mut large = fs::File::create(files.join("large.txt"))?;
@@ -386,7 +414,7 @@ pub fn run(effort: Effort, only: &str) -> Result<Vec<Line>> {
         eprintln!("{} ({mib} MiB where it streams) ...", scenario.name);
         let mut found = vec![BTreeMap::<Way, Vec<f64>>::new(); scenario.figures().len()];
         for _ in 0..effort.rounds {
-            for way in Way::ALL {
+            for way in Way::ALL.into_iter().filter(|way| effort.extent.compares() || *way == Way::Portcullis) {
                 for (found, value) in found.iter_mut().zip(scenario.take(&peers, effort, way)?) {
                     found.entry(way).or_default().extend(value);
                 }

@@ -26,7 +26,9 @@ fn main() -> Result<()> {
         ["connect-server", cgroup] => connect::server(cgroup.as_ref()),
         // What `postgres` starts.
         ["idle-client", count] => scenario::idle_client(count.parse()?),
-        _ => bail!("usage: bench connect [--json] | classify | postgres|http [--quick] [--only TEXT] [--json]"),
+        _ => {
+            bail!("usage: bench connect [--json] | classify | postgres|http [--quick | --alone] [--only TEXT] [--json]")
+        }
     }
 }
 
@@ -42,6 +44,7 @@ fn compare<L>(
     let mut arguments = arguments.iter();
     while let Some(argument) = arguments.next() {
         match *argument {
+            "--alone" => effort = scenario::Effort::ALONE,
             "--quick" => effort = scenario::Effort::QUICK,
             "--json" => as_json = true,
             "--only" => only = arguments.next().context("--only needs a part of a name")?,

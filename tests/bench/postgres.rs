@@ -40,7 +40,7 @@ pub fn run(effort: Effort, only: &str) -> Result<Vec<Line>> {
         eprintln!("{} ...", scenario.name);
         let mut found = vec![BTreeMap::<Way, Vec<f64>>::new(); scenario.figures().len()];
         for _ in 0..scenario.rounds.unwrap_or(effort.rounds) {
-            for way in Way::ALL {
+            for way in Way::ALL.into_iter().filter(|way| effort.extent.compares() || *way == Way::Portcullis) {
                 for (found, value) in found.iter_mut().zip(scenario.take(&peers, effort, way)?) {
                     found.entry(way).or_default().extend(value);
                 }

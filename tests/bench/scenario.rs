@@ -36,10 +36,21 @@ pub enum Extent {
     Some,
     /// All.
     All,
+    /// What else is done often, too, and everything by way of Portcullis only.
+    Learned,
+}
+
+impl Extent {
+    /// Whether others are compared with.
+    pub fn compares(self) -> bool {
+        self != Self::Learned
+    }
 }
 
 impl Effort {
     pub const QUICK: Self = Self { rounds: 3, seconds: 1, rows: 100_000, copied: 50_000, extent: Extent::Some };
+    /// For a build that learns from it what is done often.
+    pub const ALONE: Self = Self { rounds: 1, seconds: 3, extent: Extent::Learned, ..Self::QUICK };
     pub const FULL: Self = Self { rounds: 5, seconds: 3, rows: 1_000_000, copied: 500_000, extent: Extent::All };
 }
 

@@ -1,6 +1,7 @@
 //! A whole daemon, as root, in folders and cgroups of its own.
 
 use std::{
+    ffi::OsStr,
     fs,
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
@@ -26,6 +27,9 @@ pub struct Daemon {
     dir: tempfile::TempDir,
     slice: String,
 }
+
+/// Where profiles are kept of a daemon that was built to write them: the folder `$PORTCULLIS_PROFILES`.
+const PROFILES: &str = "PORTCULLIS_PROFILES";
 
 /// Where the binary under test is: `$PORTCULLIS_BIN`.
 pub fn binary() -> Result<PathBuf> {
@@ -101,6 +105,10 @@ impl Daemon {
         command.args(arguments).arg(binary()?);
         command.arg("daemon").arg("--config").arg(self.path("portcullis.toml")).stdin(Stdio::null());
         command.current_dir(self.dir.path());
+        if std::env::var_os(PROFILES).is_some() {
+            // It may write nowhere else.
+            command.env("LLVM_PROFILE_FILE", self.path("state/%p.profraw"));
+        }
         self.child = Some(command.stdout(log.try_clone()?).stderr(log).spawn()?);
         let deadline = Instant::now() + Duration::from_secs(30);
         while !self.cli(&["held"])?.status.success() {
@@ -261,6 +269,11 @@ impl Drop for Daemon {
             let _ = child.kill();
             let _ = child.wait();
         }
+        if let Some(profiles) = std::env::var_os(PROFILES)
+            && let Err(error) = keep_profiles(&self.path("state"), Path::new(&profiles))
+        {
+            eprintln!("profiles cannot be kept: {error}");
+        }
         for mount in fs::read_to_string("/proc/self/mountinfo").unwrap_or_default().lines() {
             let Some(at) = mount.split(' ').nth(4) else { continue };
             if Path::new(at).starts_with(self.dir.path()) {
@@ -275,6 +288,17 @@ impl Drop for Daemon {
             }
         }
     }
+}
+
+/// Copies what a daemon that was built for it has counted.
+fn keep_profiles(from: &Path, to: &Path) -> std::io::Result<()> {
+    for entry in fs::read_dir(from)? {
+        let path = entry?.path();
+        if let (Some("profraw"), Some(name)) = (path.extension().and_then(OsStr::to_str), path.file_name()) {
+            fs::copy(&path, to.join(name))?;
+        }
+    }
+    Ok(())
 }
 
 fn remove_cgroup(dir: &Path) {

@@ -1,8 +1,17 @@
 //! `cargo xtask bench`: benchmarks that compare in the same run and print ratios. They assert nothing.
 
+use std::{
+    path::{Path, PathBuf},
+    process::Command,
+};
+
 use anyhow::Result;
 
-use crate::{build_ebpf, paths, setup, shell};
+use crate::{build_ebpf, paths, profiled, setup, shell};
+
+/// Programs of Debian packages of the same name that a benchmark compares with, or is driven by.
+const POSTGRES: &[&str] = &["pgbouncer", "haproxy"];
+const HTTP: &[&str] = &["wrk", "haproxy"];
 
 #[derive(clap::Args)]
 pub struct Arguments {
@@ -12,6 +21,9 @@ pub struct Arguments {
     /// Build without optimisation
     #[arg(long, global = true)]
     debug: bool,
+    /// Measure a binary that was built once, not as it is shipped: a third of the time
+    #[arg(long, global = true, conflicts_with = "debug")]
+    plain: bool,
     /// Print JSON in place of a table
     #[arg(long, global = true)]
     json: bool,
@@ -50,45 +62,52 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     match &arguments.what {
         Some(What::Paths { save: true }) => paths::save(),
         Some(What::Paths { save: false }) => paths::run().map(drop),
-        Some(What::Connect) => {
-            build(arguments)?;
-            bench(arguments, &["connect"])
-        }
+        Some(What::Connect) => bench(arguments, Some(&build(arguments)?), &["connect"]),
+        // It reads statements itself.
         Some(What::Classify) => {
-            build(arguments)?;
-            bench(arguments, &["classify"])
+            build_bench(arguments, &[])?;
+            bench(arguments, None, &["classify"])
         }
-        Some(What::Postgres(chosen)) => {
-            build(arguments)?;
-            compare(arguments, "postgres", &["pgbouncer", "haproxy"], chosen)
-        }
-        Some(What::Http(chosen)) => {
-            build(arguments)?;
-            compare(arguments, "http", &["wrk", "haproxy"], chosen)
-        }
+        Some(What::Postgres(chosen)) => compare(arguments, &build(arguments)?, "postgres", POSTGRES, chosen),
+        Some(What::Http(chosen)) => compare(arguments, &build(arguments)?, "http", HTTP, chosen),
         None => {
-            build(arguments)?;
-            bench(arguments, &["connect"])?;
-            compare(arguments, "postgres", &["pgbouncer", "haproxy"], &Chosen::default())?;
-            compare(arguments, "http", &["wrk", "haproxy"], &Chosen::default())
+            let binary = build(arguments)?;
+            bench(arguments, Some(&binary), &["connect"])?;
+            compare(arguments, &binary, "postgres", POSTGRES, &Chosen::default())?;
+            compare(arguments, &binary, "http", HTTP, &Chosen::default())
         }
     }
 }
 
-fn build(arguments: &Arguments) -> Result<()> {
-    build_ebpf::run()?;
-    // In one build: apart, what both need would be compiled twice.
+/// Builds the benchmarks; `more` is what cargo builds with them.
+fn build_bench(arguments: &Arguments, more: &[&str]) -> Result<PathBuf> {
     let mut cargo = shell::cargo();
-    cargo.args(["build", "--locked", "--package", "portcullis", "--bin", "portcullis"]);
-    cargo.args(["--package", "portcullis-tests", "--bin", "bench"]);
+    cargo.args(["build", "--locked", "--package", "portcullis-tests", "--bin", "bench"]).args(more);
     if !arguments.debug {
         cargo.arg("--release");
     }
-    shell::run(&mut cargo)
+    shell::run(&mut cargo)?;
+    Ok(built(arguments))
 }
 
-/// One that compares with others; `needs` are programs of Debian packages of the same name.
-fn compare(arguments: &Arguments, name: &str, needs: &[&'static str], chosen: &Chosen) -> Result<()> {
+/// Where cargo puts them.
+fn built(arguments: &Arguments) -> PathBuf {
+    shell::target_dir().join(if arguments.debug { "debug" } else { "release" })
+}
+
+/// Builds the benchmarks and what they measure; returns the latter's path.
+fn build(arguments: &Arguments) -> Result<PathBuf> {
+    if !arguments.debug && !arguments.plain {
+        build_bench(arguments, &[])?;
+        return profiled::build();
+    }
+    build_ebpf::run()?;
+    // In one build: apart, what both need would be compiled twice.
+    Ok(build_bench(arguments, &["--package", "portcullis", "--bin", "portcullis"])?.join("portcullis"))
+}
+
+/// One that compares with others.
+fn compare(arguments: &Arguments, binary: &Path, name: &str, needs: &[&'static str], chosen: &Chosen) -> Result<()> {
     setup::run(&setup::Arguments { build_only: false })?;
     for package in needs {
         setup::need(package, package)?;
@@ -100,13 +119,15 @@ fn compare(arguments: &Arguments, name: &str, needs: &[&'static str], chosen: &C
     if let Some(only) = &chosen.only {
         what.extend(["--only", only]);
     }
-    bench(arguments, &what)
+    bench(arguments, Some(binary), &what)
 }
 
-fn bench(arguments: &Arguments, what: &[&str]) -> Result<()> {
-    let built = shell::target_dir().join(if arguments.debug { "debug" } else { "release" });
-    let mut bench = std::process::Command::new(built.join("bench"));
-    bench.args(what).env("PORTCULLIS_BIN", built.join("portcullis"));
+fn bench(arguments: &Arguments, binary: Option<&Path>, what: &[&str]) -> Result<()> {
+    let mut bench = Command::new(built(arguments).join("bench"));
+    bench.args(what);
+    if let Some(binary) = binary {
+        bench.env("PORTCULLIS_BIN", binary);
+    }
     if arguments.json {
         bench.arg("--json");
     }

@@ -14,7 +14,7 @@ pub struct Arguments {
 /// Runs the demo.
 pub fn run(arguments: &Arguments) -> Result<()> {
     setup::run(&setup::Arguments { build_only: false })?;
-    let binary = build::run(&build::Arguments { debug: true })?;
+    let binary = build::run(&build::Arguments { debug: true, profiled: false })?;
     let mut cargo = shell::cargo();
     cargo.args(["run", "--locked", "--quiet", "--package", "portcullis-tests", "--bin", "demo", "--"]);
     if arguments.keep {

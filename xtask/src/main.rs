@@ -11,6 +11,7 @@ mod fuzz;
 mod layers;
 mod package;
 mod paths;
+mod profiled;
 mod setup;
 mod shell;
 mod test;

@@ -89,7 +89,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         ensure!(arguments.suites == ["enforcement"], "on another kernel, only the suite `enforcement` runs");
     }
     setup::run(&setup::Arguments { build_only: false })?;
-    build::run(&build::Arguments { debug: true })?;
+    build::run(&build::Arguments { debug: true, profiled: false })?;
     let chosen = |suite: &&Suite| match arguments.suites.is_empty() {
         true => suite.user != User::Machine,
         false => arguments.suites.iter().any(|name| name == suite.name),
