@@ -36,7 +36,9 @@ pub(super) fn arrival(
         Ok(stream) => stream,
         Err(error) => return refused(&house, format!("connection that cannot be read: {error}"), process),
     };
-    lanes.spawn(async move {
+    // Where its last packet was handled: of a client on this host, where it runs. [Linux 3.19]
+    let processor = socket2::SockRef::from(&stream).cpu_affinity().ok();
+    lanes.spawn(processor, async move {
         let known = process.clone();
         let process = tokio::task::spawn_blocking(move || with_executable(&helper, process)).await.unwrap_or(known);
         let Some(session) = session else {

@@ -1,5 +1,6 @@
 //! Where connections run: a runtime for each processor, and each connection on one of them from beginning to end. What
-//! belongs to a connection stays with its processor, and nothing is stolen or woken across.
+//! belongs to a connection stays with its processor, and nothing is stolen or woken across. Clients of one processor share a
+//! runtime, as far as that leaves the others as much to do: who wakes it is then mostly where it runs.
 
 use std::{
     io,
@@ -20,6 +21,8 @@ use crate::net::gathered::send_gathered;
 
 /// Threads of a lane for what blocks, at most; more waits.
 const BLOCKING: usize = 64;
+/// By how many connections a lane may be ahead of another for being the one of the client's processor.
+const AHEAD: usize = 8;
 /// A lane that has taken no turn for so long hangs.
 pub(super) const HUNG: Duration = Duration::from_secs(120);
 
@@ -41,9 +44,11 @@ impl Lanes {
         (0..thread::available_parallelism()?.get()).map(|_| Lane::open()).collect::<Result<_, _>>().map(Self)
     }
 
-    /// Runs `work` on the runtime that has the least to do.
-    pub(super) fn spawn(&self, work: impl Future<Output = ()> + Send + 'static) {
-        let Some(lane) = self.0.iter().min_by_key(|lane| lane.load.load(Ordering::Relaxed)) else { return };
+    /// Runs `work` on the runtime of a client's processor, or on the one that has the least to do.
+    pub(super) fn spawn(&self, processor: Option<usize>, work: impl Future<Output = ()> + Send + 'static) {
+        let Some(least) = self.0.iter().min_by_key(|lane| lane.load()) else { return };
+        let own = processor.map(|number| &self.0[number % self.0.len()]);
+        let lane = own.filter(|own| own.load() < least.load() + AHEAD).unwrap_or(least);
         let share = Share::of(&lane.load);
         lane.runtime.spawn(async move {
             work.await;
@@ -61,6 +66,10 @@ impl Lanes {
 }
 
 impl Lane {
+    fn load(&self) -> usize {
+        self.load.load(Ordering::Relaxed)
+    }
+
     fn open() -> io::Result<Self> {
         let mut runtime = Builder::new_current_thread();
         let runtime = runtime.enable_all().thread_name("portcullis").max_blocking_threads(BLOCKING).build()?;
@@ -107,7 +116,7 @@ mod tests {
         for _ in 0..6 {
             let (open, opened) = oneshot::channel::<()>();
             let tell = tell.clone();
-            lanes.spawn(async move {
+            lanes.spawn(None, async move {
                 let begun = thread::current().id();
                 tokio::task::yield_now().await;
                 tell.send(begun).unwrap();
@@ -122,7 +131,7 @@ mod tests {
             *threads.entry(told.recv().await.unwrap()).or_insert(0) += 1;
         }
         assert_eq!(threads.values().copied().collect::<Vec<_>>(), [2, 2, 2]);
-        let loads = || lanes.0.iter().map(|lane| lane.load.load(Ordering::Relaxed)).collect::<Vec<_>>();
+        let loads = || lanes.0.iter().map(Lane::load).collect::<Vec<_>>();
         assert_eq!(loads(), [2, 2, 2]);
         drop(doors);
         for _ in 0..6 {
@@ -133,13 +142,30 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn clients_of_one_processor_share_a_lane_until_it_is_ahead() {
+        let lanes = Lanes((0..2).map(|_| Lane::open().unwrap()).collect());
+        let loads = || lanes.0.iter().map(Lane::load).collect::<Vec<_>>();
+        let spawn = |processor, count| {
+            (0..count).for_each(|_| lanes.spawn(Some(processor), std::future::pending::<()>()));
+        };
+        spawn(3, AHEAD);
+        assert_eq!(loads(), [0, AHEAD], "the fourth of four processors has the second of two lanes");
+        spawn(1, 2);
+        assert_eq!(loads(), [1, AHEAD + 1], "beyond, they take turns");
+        spawn(0, 2 * AHEAD);
+        assert_eq!(loads(), [2 * AHEAD + 1, AHEAD + 1]);
+        lanes.spawn(None, std::future::pending::<()>());
+        assert_eq!(loads(), [2 * AHEAD + 1, AHEAD + 2], "whose processor is not known goes where there is least to do");
+    }
+
+    #[tokio::test]
     async fn what_panics_frees_its_place_and_ends_nothing_else() {
         let lanes = Lanes(vec![Lane::open().unwrap()]);
-        lanes.spawn(async { panic!("on purpose") });
+        lanes.spawn(None, async { panic!("on purpose") });
         lanes.turn().await;
-        assert_eq!(lanes.0[0].load.load(Ordering::Relaxed), 0);
+        assert_eq!(lanes.0[0].load(), 0);
         let (tell, told) = oneshot::channel();
-        lanes.spawn(async move { tell.send(()).unwrap() });
+        lanes.spawn(None, async move { tell.send(()).unwrap() });
         told.await.unwrap();
     }
 
@@ -147,7 +173,7 @@ mod tests {
     async fn with_the_lanes_their_work_ends() {
         let lanes = Lanes(vec![Lane::open().unwrap()]);
         let (held, dropped) = oneshot::channel::<()>();
-        lanes.spawn(async move {
+        lanes.spawn(None, async move {
             std::future::pending::<()>().await;
             drop(held);
         });

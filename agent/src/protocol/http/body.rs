@@ -232,13 +232,12 @@ impl Pipe {
 
 /// What a sample says. A cut may be within a character.
 fn text(sample: &[u8]) -> Cow<'_, str> {
-    match String::from_utf8_lossy(sample) {
-        Cow::Borrowed(text) => Cow::Borrowed(text.trim_end_matches(char::REPLACEMENT_CHARACTER)),
-        Cow::Owned(mut text) => {
-            text.truncate(text.trim_end_matches(char::REPLACEMENT_CHARACTER).len());
-            Cow::Owned(text)
-        }
+    if let Ok(text) = str::from_utf8(sample) {
+        return text.trim_end_matches(char::REPLACEMENT_CHARACTER).into();
     }
+    let mut text = String::from_utf8_lossy(sample).into_owned();
+    text.truncate(text.trim_end_matches(char::REPLACEMENT_CHARACTER).len());
+    text.into()
 }
 
 /// Keeps the beginning.
