@@ -463,6 +463,35 @@ mod tests {
 
     proptest! {
         #[test]
+        fn parts_are_the_same_event_in_short_and_whole(
+            seq in any::<u64>(), text in any::<String>(), hash in any::<[u8; 32]>(), target in any::<String>(),
+            reason in any::<Option<String>>(), hold in any::<Option<String>>(), value in any::<Option<String>>(),
+        ) {
+            let reason = reason.map(Arc::from);
+            let decision = DecisionNote { effect: "hold".into(), rule: "r".into(), reviewers: vec![text.clone()], reason };
+            let prompt = PromptRef { turns: vec![text.as_str().into()], by_trace: true };
+            let (columns, masked) = ([Arc::from("body")], MaskedNote { count: seq, detectors: vec![text.clone()] });
+            let command = Decided {
+                seq, command: &text, hash: &hash, action: &[(Verb::Read, Target::new(target))], decision: &decision,
+                hold: hold.as_deref(), waited_ms: hold.as_ref().map(|_| seq), prompt_ref: hold.as_ref().map(|_| &prompt),
+            };
+            let result = Resulted {
+                seq, result: &text, failed: true, columns: &columns, sample: Sample::One(value.as_deref()), rows: 1,
+                bytes: seq, masked: &masked, duration_us: 7,
+            };
+            for parts in [Parts::Command(command), Parts::Result(result)] {
+                let (mut short, mut of_body) = (Vec::new(), Vec::new());
+                parts.write(300, &mut short);
+                let body = parts.to_body();
+                write(300, &body, &mut of_body).unwrap();
+                prop_assert_eq!(&short, &of_body);
+                if let EventBody::Result { sample, .. } = body {
+                    prop_assert_eq!(sample, value.iter().map(|value| vec![Some(value.clone())]).collect::<Vec<_>>());
+                }
+            }
+        }
+
+        #[test]
         fn a_short_event_is_the_same_event(body in prop_oneof![command(), result()], cut in any::<prop::sample::Index>()) {
             let event = Event { body, ..connect() };
             let mut bytes = Vec::new();
