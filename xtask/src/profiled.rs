@@ -55,7 +55,7 @@ fn learn(counting: &Path, counted: &Path, profile: &Path, host: &str) -> Result<
     }
     fs::create_dir_all(counted)?;
     for name in LEARNED {
-        println!("learning from `bench {name}` (about a minute) ...");
+        println!("learning from `bench {name}` (some minutes) ...");
         let mut bench = Command::new(shell::target_dir().join("release/bench"));
         bench.args([name, "--alone"]).env("PORTCULLIS_BIN", counting).env("PORTCULLIS_PROFILES", counted);
         // What the command line does is not learned from.
