@@ -1,4 +1,5 @@
-//! A checked policy, and the judging of one action: pure, synchronous, and free of allocation where no `when` is asked.
+//! A checked policy, and the judging of one action: pure, synchronous, and free of allocation where no `when` is asked and the
+//! thread has met the rule before.
 //!
 //! For each part, rules of its upstream and verb are tried from strict to lax; the first match is the part's answer,
 //! and the strictest of the parts' answers is the action's. Whatever is in doubt makes refusals match and permissions
