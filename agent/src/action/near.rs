@@ -10,6 +10,7 @@ type Pair = [Arc<str>; 2];
 
 /// The same name with a reference count that only this thread changes: where all of them change one, processors wait for each
 /// other, and for whatever lies beside it. A thread allocates for a name when it meets it, and rarely again.
+#[inline]
 pub fn near(name: &Arc<str>) -> Arc<str> {
     thread_local! {
         static NEAR: RefCell<[Option<Pair>; KEPT]> = const { RefCell::new([const { None }; KEPT]) };
@@ -19,13 +20,16 @@ pub fn near(name: &Arc<str>) -> Arc<str> {
         match place {
             // What is kept cannot be given up meanwhile, so nothing else is at its address.
             Some([of, own]) if Arc::ptr_eq(of, name) => Arc::clone(own),
-            _ => {
-                let own: Arc<str> = Arc::from(&**name);
-                *place = Some([Arc::clone(name), Arc::clone(&own)]);
-                own
-            }
+            _ => keep(place, name),
         }
     })
+}
+
+#[cold]
+fn keep(place: &mut Option<Pair>, name: &Arc<str>) -> Arc<str> {
+    let own: Arc<str> = Arc::from(&**name);
+    *place = Some([Arc::clone(name), Arc::clone(&own)]);
+    own
 }
 
 #[cfg(test)]
