@@ -384,3 +384,36 @@ fn email_around(text: &[u8], at: usize) -> Option<(usize, usize)> {
 fn is_top_level(label: &[u8]) -> bool {
     label.len() >= 2 && (label.starts_with(b"xn--") || label.iter().all(|b| b.is_ascii_alphabetic() || *b >= 0x80))
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        /// Pairs pass over nothing at which a look at every three bytes finds something.
+        #[test]
+        fn pairs_find_what_every_place_does(
+            pieces in prop::collection::vec(
+                prop_oneof![
+                    "[ -~]{0,5}", "[0-9]{1,5}", Just("4111 1111 1111 1111".to_owned()), Just("4012888888881881".to_owned()),
+                    Just("DE89370400440532013000".to_owned()), Just("-----BEGIN RSA PRIVATE KEY-----".to_owned()),
+                    Just("AKIAIOSFODNN7EXAMPLE".to_owned()), Just(format!("ghp_{}", "a1B2".repeat(9))),
+                    Just("eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxIn0.c2ln".to_owned()), Just(" ".to_owned()),
+                ],
+                0..8,
+            ),
+        ) {
+            let text = pieces.concat();
+            let anchors = Anchors::new(|_| true);
+            let (mut by_pairs, mut everywhere) = (Vec::new(), Vec::new());
+            anchors.find(text.as_bytes(), |detector, range| by_pairs.push((detector, range)));
+            let mut next = [0; 5];
+            for at in 0..text.len() {
+                anchors.look(text.as_bytes(), at, &mut next, &mut |detector, range| everywhere.push((detector, range)));
+            }
+            prop_assert_eq!(by_pairs, everywhere);
+        }
+    }
+}
